@@ -1,0 +1,196 @@
+"""Names and defaults of every option, each in one place.
+
+No torch here: ``spin --help`` imports this module and must answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class Site(str, Enum):
+    """Where in a block a vector is read (the field also says *hookpoint*)."""
+
+    HIDDEN = "hidden"
+    """The residual stream after the block."""
+    FFN = "ffn"
+    """The vector that enters the FFN's down projection (gated: ``act(gate) * up``)."""
+
+
+class Pooling(str, Enum):
+    """How the vectors of a text's real tokens become one."""
+
+    MEAN = "mean"
+    MAX = "max"
+    LAST = "last"
+    FIRST = "first"
+
+
+class Dtype(str, Enum):
+    """Number formats for computing."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class StorageDtype(str, Enum):
+    """Number formats for stored activations."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Long(str, Enum):
+    """What to do with a text of more tokens than the limit."""
+
+    TRUNCATE = "truncate"
+    ERROR = "error"
+
+
+class Side(str, Enum):
+    """Which end of a long text is cut."""
+
+    RIGHT = "right"
+    LEFT = "left"
+
+
+class Metric(str, Enum):
+    """Scores that a choice can be made by; higher is better for each (log loss is negated)."""
+
+    ACCURACY = "accuracy"
+    MACRO_F1 = "macro-f1"
+    AUROC = "auroc"
+    LOG_LOSS = "log-loss"
+
+
+class Format(str, Enum):
+    """Text file formats."""
+
+    AUTO = "auto"
+    CSV = "csv"
+    TSV = "tsv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    LINES = "lines"
+
+
+class OutputFormat(str, Enum):
+    """Formats of predictions."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+
+
+SPLITS = ("train", "val", "test")
+"""Split names in the order in which their rows are stored."""
+
+DEFAULT_ETAS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+DEFAULT_MAX_LENGTH = 512
+MAX_TEXT_CHARS = 2_000_000
+"""A longer text is refused: it is a file in one field, most likely a broken quote."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How text files are read."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+    id_column: str | None = None
+    format: Format = Format.AUTO
+    val_fraction: float = 0.1
+    """Share of train that becomes val where no val file is given."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which frozen model is read, and how it is run."""
+
+    model: str
+    revision: str | None = None
+    dtype: Dtype = Dtype.AUTO
+    device: str = "auto"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    max_length: int = DEFAULT_MAX_LENGTH
+    """Tokens, special tokens included; never above what the model can take."""
+    truncation_side: Side = Side.RIGHT
+    long: Long = Long.TRUNCATE
+    prompt_template: str | None = None
+    """Text with one ``{text}`` in it."""
+    batch_tokens: int | None = None
+    """Tokens in one batch; None: by device."""
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Options of ``spin extract``."""
+
+    data: DataConfig
+    model: ModelConfig
+    sites: tuple[Site, ...] = (Site.HIDDEN, Site.FFN)
+    poolings: tuple[Pooling, ...] | None = None
+    """None: mean, max, last for a decoder; mean, max, first for an encoder."""
+    layers: str | None = None
+    """As ``0-12`` or ``0,3,6``; None: all."""
+    storage_dtype: StorageDtype = StorageDtype.FLOAT16
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Options of ``spin select``."""
+
+    metric: Metric | None = None
+    """None: macro-F1 where the rarest class has under half of an equal share, else accuracy."""
+    etas: tuple[float, ...] = DEFAULT_ETAS
+    path_points: int = 20
+    """Points on the path of penalties, from all-zero downwards."""
+    path_ratio: float = 1e-3
+    """The weakest penalty as a share of the one at which all weights are zero."""
+    tol: float = 1e-5
+    """Largest KKT violation accepted, relative to the largest penalty."""
+    max_iter: int = 2000
+    workers: int = 0
+    """Processes; 0: one per core."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of ``spin train``."""
+
+    metric: Metric | None = None
+    """None: the one that ``select`` used."""
+    sites: tuple[str, ...] = ("hidden", "ffn", "both")
+    max_layer: int | None = None
+    max_neurons: int | None = None
+    refit: bool = False
+    """After the choice, fit once more on train + val with the chosen settings."""
+    workers: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Options of ``spin predict``."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+    id_column: str | None = None
+    format: Format = Format.AUTO
+    output_format: OutputFormat = OutputFormat.JSONL
+    model: str | None = None
+    """Where the model lies now, if not where the head says; its hash has to agree."""
+    dtype: Dtype = Dtype.AUTO
+    device: str = "auto"
+    batch_tokens: int | None = None
+    evaluate: bool = False
+    output: Path | None = None

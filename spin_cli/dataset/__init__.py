@@ -1,0 +1,11 @@
+"""Text files in, validated rows and data sets out.
+
+The one outside world here is text files: formats, encodings, broken quotes, splits. Everything
+that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names file and line.
+"""
+
+from spin_cli.dataset.collection import Dataset, Source, scan
+from spin_cli.dataset.formats import detect_format
+from spin_cli.dataset.rows import Row, read_rows
+
+__all__ = ["Dataset", "Row", "Source", "detect_format", "read_rows", "scan"]

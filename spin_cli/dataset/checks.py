@@ -1,0 +1,120 @@
+"""What has to hold, or is worth a warning, over all rows of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.config import SPLITS
+from spin_cli.dataset.records import list_names
+from spin_cli.dataset.rows import Row
+from spin_cli.errors import DataError
+
+_MAX_NAMED = 8
+_MANY_CLASSES = 20
+
+
+def check_classes(scans: Sequence[tuple[str, str, Mapping[str, int]]]) -> None:
+    """Refuse a single class, and labels of val or test that train lacks.
+
+    Parameters
+    ----------
+    scans : sequence of (split, file name, {label: line of its first row})
+        Train first.
+    """
+    _, train_name, train = scans[0]
+    known = list(train)
+    for split, name, labels in scans[1:]:
+        for label, line in labels.items():
+            if label not in train:
+                raise DataError(
+                    f"{name}, line {line}: the label '{label}' of {split} is not in train; "
+                    f"train has {list_names(known, _MAX_NAMED)}",
+                    f"correct it, or add rows with this label to {train_name}",
+                )
+    if len(known) < 2:
+        raise DataError(
+            f"{train_name}: all rows have the label '{known[0]}'; at least two classes are needed",
+            "add rows of another class, or name another column with --label-column",
+        )
+
+
+def refuse_duplicate_ids(
+    name: str,
+    column: str | None,
+    hashes: NDArray[np.int64],
+    read: Callable[[], Iterator[Row]],
+) -> None:
+    """Raise a DataError for two rows of a file with the same id.
+
+    Only hashes are kept while scanning; where two agree, the file is read once more for the
+    truth (two ids may share a hash) and for the lines.
+    """
+    values, counts = np.unique(hashes, return_counts=True)
+    suspects = set(values[counts > 1].tolist())
+    if not suspects:
+        return
+    seen: dict[str, int] = {}
+    for row in read():
+        if hash(row.id) not in suspects:
+            continue
+        if row.id in seen:
+            raise DataError(
+                f"{name}, line {row.line}: the id '{row.id}' of column '{column}' is already on "
+                f"line {seen[row.id]}; ids have to be unique within a file",
+                "make them unique, or leave --id-column away to number the rows",
+            )
+        seen[row.id] = row.line
+
+
+def count_shared(train: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+    """Count the rows of ``other`` whose text hash is in ``train`` too."""
+    return int(np.isin(other, train).sum())
+
+
+def collect_warnings(
+    classes: Sequence[str],
+    codes: NDArray[np.int32],
+    splits: NDArray[np.uint8],
+    shared: Sequence[tuple[str, int]],
+    shared_ids: int,
+) -> tuple[str, ...]:
+    """Say what a user should know before hours of work.
+
+    Parameters
+    ----------
+    classes, codes, splits
+        As in :class:`~spin_cli.dataset.Dataset`.
+    shared : sequence of (split, count)
+        Rows of a split whose text is in the train file too.
+    shared_ids : int
+        Ids that occur in more than one file.
+    """
+    found = []
+    if len(classes) > max(_MANY_CLASSES, len(codes) // 2):
+        found.append(
+            f"{len(classes)} classes in {len(codes)} rows: is --label-column the right column?"
+        )
+    present = set(splits.tolist())
+    if SPLITS.index("val") not in present:
+        found.append("val is empty: there is no data to choose settings by")
+    for at in sorted(present):
+        counts = np.bincount(codes[splits == at], minlength=len(classes))
+        absent = [classes[i] for i in np.flatnonzero(counts == 0).tolist()]
+        if absent:
+            found.append(f"{SPLITS[at]} has no row of the class {list_names(absent, _MAX_NAMED)}")
+        single = [classes[i] for i in np.flatnonzero(counts == 1).tolist()]
+        if SPLITS[at] == "train" and single:
+            listed = list_names(single, _MAX_NAMED)
+            found.append(f"train has a single row of the class {listed}")
+    for split, count in shared:
+        if count:
+            found.append(
+                f"{count} of the texts of {split} are in the train file too: scores on {split} "
+                "will be too good"
+            )
+    if shared_ids:
+        found.append(f"{shared_ids} ids occur in more than one file; the split tells them apart")
+    return tuple(found)

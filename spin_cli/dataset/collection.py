@@ -1,0 +1,214 @@
+"""A data set: its files, the class and split of every row, and a way to read it again."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.config import SPLITS, DataConfig, Format
+from spin_cli.dataset.arrow import hash_saved, is_saved_dataset
+from spin_cli.dataset.checks import (
+    check_classes,
+    collect_warnings,
+    count_shared,
+    refuse_duplicate_ids,
+)
+from spin_cli.dataset.folder import find_sources
+from spin_cli.dataset.formats import detect_format
+from spin_cli.dataset.rows import Row, read_rows
+from spin_cli.dataset.splits import pick_val, sort_labels
+from spin_cli.dataset.streams import hash_file
+from spin_cli.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a data set, as it was when it was scanned."""
+
+    split: str
+    """Which split the file stands for; rows split off train for val keep ``train`` here."""
+    path: Path
+    format: Format
+    """``AUTO`` for a folder saved by the ``datasets`` library."""
+    sha256: str
+    size: int
+    """Bytes."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Files whose every row was seen to be valid; texts stay on disk."""
+
+    sources: tuple[Source, ...]
+    classes: tuple[str, ...]
+    """Label names, sorted; numbers by value."""
+    codes: NDArray[np.int32]
+    """(N,) index into ``classes``; rows as in the files: train, val, test."""
+    splits: NDArray[np.uint8]
+    """(N,) index into ``SPLITS``."""
+    config: DataConfig
+    warnings: tuple[str, ...]
+    """What a user should know, though nothing is refused for it."""
+
+    def __len__(self) -> int:
+        """Return the number of rows of all splits."""
+        return len(self.codes)
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        """Read the files again, in order.
+
+        Parameters
+        ----------
+        start : int
+            First row to give; earlier ones are parsed at most.
+
+        Raises
+        ------
+        DataError
+            If a file has no longer the rows that it had.
+        """
+        offset = 0
+        for source in self.sources:
+            skip = start - offset
+            offset += source.rows
+            if skip >= source.rows:
+                continue
+            yield from _read_again(source, self.config, max(skip, 0))
+
+    def check_unchanged(self) -> None:
+        """Hash the files again; a DataError names one that changed since the scan."""
+        for source in self.sources:
+            if _hash_source(source.path) != (source.sha256, source.size):
+                raise _changed(source)
+
+
+def scan(data: Path, config: DataConfig) -> Dataset:
+    """Read a data set once: check every row, count, and settle classes and splits.
+
+    Parameters
+    ----------
+    data : Path
+        A file (split into train and val), or a folder with ``train.*`` and, where there are,
+        ``val.*`` (``dev.*``, ``validation.*``) and ``test.*``.
+    config : DataConfig
+        Columns, format, and how val is split off where it has no file.
+
+    Raises
+    ------
+    DataError
+        For anything wrong with files, rows, labels or ids.
+    UsageError
+        For options that cannot work.
+    """
+    if not 0 <= config.val_fraction < 1:
+        raise UsageError(
+            f"--val-fraction {config.val_fraction}: a number from 0 to below 1 was expected"
+        )
+    scans = [_scan_source(s, path, config) for s, path in find_sources(data, config.format)]
+    check_classes([(item.source.split, str(item.source.path), item.first) for item in scans])
+    classes = sort_labels(scans[0].first)
+    codes = np.concatenate([item.encode(classes) for item in scans])
+    splits = np.concatenate(
+        [np.full(s.source.rows, SPLITS.index(s.source.split), np.uint8) for s in scans]
+    )
+    has_val = any(item.source.split == "val" for item in scans)
+    if not has_val:
+        val = pick_val(codes[splits == 0], config.val_fraction, config.seed)
+        splits[: len(val)][val] = SPLITS.index("val")
+    shared = [(item.source.split, count_shared(scans[0].texts, item.texts)) for item in scans[1:]]
+    ids = np.concatenate([item.ids for item in scans])
+    warnings = collect_warnings(classes, codes, splits, shared, len(ids) - len(np.unique(ids)))
+    codes.flags.writeable = splits.flags.writeable = False
+    sources = tuple(item.source for item in scans)
+    return Dataset(sources, classes, codes, splits, config, warnings)
+
+
+@dataclass
+class _Scan:
+    """What one pass over a file gives."""
+
+    source: Source
+    first: dict[str, int] = field(default_factory=dict)
+    """Label -> line of its first row; its order numbers ``labels``."""
+    labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    texts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Hashes; eight bytes a row, where the texts themselves might not fit into memory."""
+    ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def encode(self, classes: tuple[str, ...]) -> NDArray[np.int32]:
+        """Return the labels as indices into the data set's classes."""
+        index = {name: at for at, name in enumerate(classes)}
+        table = np.array([index[name] for name in self.first], np.int32)
+        return table[self.labels]
+
+
+def _scan_source(split: str, path: Path, config: DataConfig) -> _Scan:
+    kind = Format.AUTO if is_saved_dataset(path) else detect_format(str(path), config.format)
+    # Hashed before it is read: a change while reading shows up in check_unchanged.
+    sha256, size = _hash_source(path)
+    first: dict[str, int] = {}
+    order: dict[str, int] = {}
+    labels, texts, ids = array("i"), array("q"), array("q")
+    for row in _read_source(path, kind, split, config):
+        label = row.label
+        if label is None:  # read_rows refuses such rows
+            continue
+        code = order.get(label)
+        if code is None:
+            code = order[label] = len(order)
+            first[label] = row.line
+        labels.append(code)
+        texts.append(hash(row.text))
+        if config.id_column is not None:
+            ids.append(hash(row.id))
+    if not labels:
+        raise DataError(f"{path}: no rows", "a header alone is no data; rows were expected")
+    source = Source(split, path, kind, sha256, size, len(labels))
+    id_hashes = np.array(ids, np.int64)
+    refuse_duplicate_ids(
+        str(path), config.id_column, id_hashes, lambda: _read_source(path, kind, split, config)
+    )
+    return _Scan(source, first, np.array(labels, np.int32), np.array(texts, np.int64), id_hashes)
+
+
+def _read_source(path: Path, kind: Format, split: str, config: DataConfig) -> Iterator[Row]:
+    return read_rows(
+        path,
+        format=kind,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        id_column=config.id_column,
+        require_label=True,
+        id_prefix=f"{split}-",
+    )
+
+
+def _read_again(source: Source, config: DataConfig, skip: int) -> Iterator[Row]:
+    rows = _read_source(source.path, source.format, source.split, config)
+    count = skip
+    for row in islice(rows, skip, None):
+        count += 1
+        if count > source.rows:
+            break
+        yield row
+    if count != source.rows:
+        raise _changed(source)
+
+
+def _hash_source(path: Path) -> tuple[str, int]:
+    return hash_saved(path) if path.is_dir() else hash_file(path)
+
+
+def _changed(source: Source) -> DataError:
+    return DataError(
+        f"{source.path}: the file changed while it was in use; it had {source.rows} rows, "
+        f"{source.size} bytes and SHA-256 {source.sha256[:12]}…",
+        "put the file back, or start again with --force",
+    )

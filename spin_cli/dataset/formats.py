@@ -1,0 +1,83 @@
+"""Which format a file is in, and the optional packages that some formats need."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import PurePath
+from typing import Any
+
+from spin_cli.config import Format
+from spin_cli.errors import UsageError
+
+STDIN = "-"
+
+EXTENSIONS = {
+    ".csv": Format.CSV,
+    ".tsv": Format.TSV,
+    ".tab": Format.TSV,
+    ".jsonl": Format.JSONL,
+    ".ndjson": Format.JSONL,
+    ".parquet": Format.PARQUET,
+    ".pq": Format.PARQUET,
+    ".txt": Format.LINES,
+}
+
+
+def split_name(path: str) -> tuple[str, str]:
+    """Cut a file name into stem and lower-case extension, leaving out a final ``.gz``."""
+    pure = PurePath(path)
+    if pure.suffix.lower() == ".gz":
+        pure = pure.with_suffix("")
+    return pure.stem, pure.suffix.lower()
+
+
+def detect_format(path: str, format: Format) -> Format:  # noqa: A002 - the option's own name
+    """Tell the format of a file by its extension.
+
+    Parameters
+    ----------
+    path : str
+        A path, or ``-`` for stdin. ``.gz`` at its end is left out of account.
+    format : Format
+        What the user asked for; anything but ``AUTO`` wins.
+
+    Returns
+    -------
+    Format
+        Never ``AUTO``. Stdin without a format is plain lines.
+
+    Raises
+    ------
+    UsageError
+        For an extension that says nothing.
+    """
+    if format is not Format.AUTO:
+        return format
+    if path == STDIN:
+        return Format.LINES
+    extension = split_name(path)[1]
+    if extension in EXTENSIONS:
+        return EXTENSIONS[extension]
+    known = ", ".join(EXTENSIONS)
+    choices = ", ".join(item.value for item in Format if item is not Format.AUTO)
+    what = f"the extension '{extension}'" if extension else "no extension"
+    raise UsageError(
+        f"{path}: cannot tell the format of a file with {what} (known: {known}, each also .gz)",
+        f"say it with --format, one of: {choices}",
+    )
+
+
+def import_extra(package: str, purpose: str, install: str) -> Any:  # noqa: ANN401 - untyped packages
+    """Import an optional package, or say how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        top = package.partition(".")[0]
+        raise UsageError(
+            f"{purpose} needs the package '{top}', which is not installed here ({error})", install
+        ) from error
+
+
+def import_parquet() -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Import ``pyarrow.parquet``."""
+    return import_extra("pyarrow.parquet", "reading Parquet", "pip install 'spin-cli[parquet]'")

@@ -1,0 +1,283 @@
+"""Raw records of CSV, TSV, JSON lines and plain lines.
+
+A record is ``(line, text, label, id, columns)`` with values as the format gives them; what they
+have to look like is checked in :mod:`spin_cli.dataset.rows`. A row that cannot be parsed is a
+:class:`Fault`, so that the caller decides whether to stop; what is wrong with the whole file is
+raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from spin_cli.config import MAX_TEXT_CHARS
+from spin_cli.dataset.streams import Lines
+from spin_cli.errors import DataError
+
+Record = tuple[int, object, object, object, "dict[str, str] | None"]
+
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row that cannot be parsed."""
+
+    line: int
+    error: DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which columns to read."""
+
+    text: str
+    label: str | None
+    id: str | None
+    require_label: bool
+    keep_columns: bool
+
+
+def list_names(names: Sequence[str], limit: int = _MAX_LISTED) -> str:
+    """Quote names for a message; of very many only the first."""
+    shown = ", ".join(f"'{name}'" for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def resolve_columns(
+    name: str, found: Sequence[str], wanted: Wanted, line: int | None = None
+) -> tuple[str, str | None, str | None]:
+    """Return the names of the text, label and id column to read.
+
+    The label column is None where it is not there and not required.
+
+    Raises
+    ------
+    DataError
+        If a needed column is missing.
+    """
+    where = name if line is None else f"{name}, line {line}"
+    label = wanted.label
+    needed = [("--text-column", wanted.text)]
+    if label is not None and wanted.require_label:
+        needed.append(("--label-column", label))
+    if wanted.id is not None:
+        needed.append(("--id-column", wanted.id))
+    for option, column in needed:
+        if column not in found:
+            listed = list_names(found) if found else "none at all"
+            message = f"{where}: no column '{column}'; the columns are {listed}"
+            raise DataError(message, _suggest_column(option, column, found))
+    return wanted.text, (label if label in found else None), wanted.id
+
+
+def _suggest_column(option: str, column: str, found: Sequence[str]) -> str:
+    if len(found) == 1:
+        for separator, advice in (
+            ("\t", "the header looks tab-separated: --format tsv"),
+            (";", "the header looks separated by ';': convert the file to commas"),
+            (",", "the header looks comma-separated: --format csv"),
+        ):
+            if separator in found[0]:
+                return advice
+    folded = {candidate.strip().lower(): candidate for candidate in found}
+    close = get_close_matches(column.strip().lower(), list(folded), n=1)
+    return f"{option} {shlex.quote(folded[close[0]])}" if close else f"name the column: {option} X"
+
+
+def refuse_duplicates(name: str, names: Sequence[str]) -> None:
+    """Raise a DataError if a column name occurs twice."""
+    # Spreadsheets leave several columns without a name: harmless.
+    if twice := [item for item, count in Counter(names).items() if item and count > 1]:
+        raise DataError(
+            f"{name}, line 1: the header has {list_names(twice)} more than once",
+            "rename columns so that each name is there once",
+        )
+
+
+def csv_records(lines: Lines, delimiter: str, wanted: Wanted) -> Iterator[Record | Fault]:
+    """Parse CSV or TSV with a header line."""
+    # Process-wide in the csv module; its default (131,072) refuses long documents.
+    csv.field_size_limit(MAX_TEXT_CHARS)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = _read_header(reader, lines)
+    names = resolve_columns(lines.name, header, wanted)
+    text_at, label_at, id_at = (None if n is None else header.index(n) for n in names)
+    assert text_at is not None
+    width = len(header)
+    while True:
+        line = lines.number + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Fault(line, lines.take_fault() or _csv_error(lines, line, error))
+            continue
+        if lines.fault is not None or len(fields) != width or lines.number > line:
+            if fault := lines.take_fault() or _misshapen(lines, line, fields, width, delimiter):
+                yield Fault(line, fault)
+                continue
+            if not fields:
+                continue
+        yield (
+            line,
+            fields[text_at],
+            None if label_at is None else fields[label_at],
+            None if id_at is None else fields[id_at],
+            _name_fields(header, fields) if wanted.keep_columns else None,
+        )
+
+
+def _read_header(reader: Iterator[list[str]], lines: Lines) -> list[str]:
+    header: list[str] = []
+    while not header:
+        try:
+            header = next(reader)
+        except StopIteration:
+            raise DataError(
+                f"{lines.name}: the file is empty; a header line with column names was expected",
+                "write a header such as text,label, or say --format lines for plain lines",
+            ) from None
+        except csv.Error as error:
+            raise _csv_error(lines, 1, error) from error
+        if fault := lines.take_fault():
+            raise fault
+    refuse_duplicates(lines.name, header)
+    return header
+
+
+def _name_fields(header: list[str], fields: list[str]) -> dict[str, str]:
+    pairs = zip(header, fields, strict=True)
+    return {name or f"column_{at}": field for at, (name, field) in enumerate(pairs)}
+
+
+def _misshapen(
+    lines: Lines, line: int, fields: list[str], width: int, delimiter: str
+) -> DataError | None:
+    if not fields:  # a blank line
+        return None
+    if len(fields) != width:
+        more = "many" if len(fields) > width else "few"
+        return DataError(
+            f"{lines.name}, line {line}: too {more} fields: {len(fields)}, "
+            f"where the header has {width}",
+            "put fields that hold a separator, a quote or a line end in double quotes",
+        )
+    if delimiter == "\t" and _swallowed_rows(fields):
+        return DataError(
+            f"{lines.name}, line {line}: a double quote opens a field here that runs on to "
+            f"line {lines.number}, over what look like whole rows",
+            'a quote at the start of a field must be written as """ (or use JSON lines)',
+        )
+    return None
+
+
+def _swallowed_rows(fields: list[str]) -> bool:
+    """Tell whether one stray quote made one record of several tab-separated rows.
+
+    Many TSV files are written without any quoting. A stray quote at the start of a field then
+    eats whole rows until the next one, and strict parsing does not notice.
+    """
+    last = len(fields) - 1
+    for at, field in enumerate(fields):
+        if "\n" in field and "\t" in field:
+            head, tail = field.split("\n", 1)[0], field.rsplit("\n", 1)[1]
+            return at + head.count("\t") == last and tail.count("\t") + last - at == last
+    return False
+
+
+def _csv_error(lines: Lines, line: int, error: csv.Error) -> DataError:
+    what = str(error)
+    where = f"{lines.name}, line {line}"
+    if "unexpected end of data" in what:
+        message = f"{where}: a double quote opened in this row is never closed"
+        return DataError(message, 'close it; a quote inside a quoted field is written ""')
+    if "field limit" in what:
+        return DataError(
+            f"{where}: a field of more than {MAX_TEXT_CHARS:,} characters",
+            f'look for an unclosed double quote ("): sed -n {line}p {lines.name} | cut -c1-500',
+        )
+    if "new-line character" in what:
+        return DataError(
+            f"{where}: a carriage return without a line feed (old Mac line ends?)",
+            f"tr '\\r' '\\n' < {lines.name} > {lines.name}.unix",
+        )
+    if "expected after" in what:
+        at = "" if lines.number == line else f" (on line {lines.number})"
+        return DataError(
+            f"{where}: something follows the closing double quote of a field{at}",
+            'write a quote inside a quoted field as "", and no blank after the closing quote',
+        )
+    return DataError(f"{where}: not valid CSV: {what}")
+
+
+def json_records(lines: Lines, wanted: Wanted) -> Iterator[Record | Fault]:
+    """Parse JSON lines: one object a line; blank lines are passed over."""
+    first = True
+    text, label, id_ = wanted.text, wanted.label, wanted.id
+    for line in lines:
+        number = lines.number
+        if lines.fault is None and (not line or line.isspace()):
+            continue
+        item = lines.take_fault() or _parse_object(line, lines.name, number)
+        if isinstance(item, DataError):
+            yield Fault(number, item)
+            continue
+        if text not in item or (id_ is not None and id_ not in item):
+            try:
+                resolve_columns(lines.name, list(item), wanted, number)
+            except DataError as error:
+                if first:  # the column's name is wrong, rather than one row
+                    raise
+                yield Fault(number, error)
+                continue
+        if first and wanted.require_label:
+            resolve_columns(lines.name, list(item), wanted, number)
+        first = False
+        columns = {k: _dump(v) for k, v in item.items()} if wanted.keep_columns else None
+        label_value = None if label is None else item.get(label)
+        yield number, item[text], label_value, (None if id_ is None else item[id_]), columns
+
+
+def _dump(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _parse_object(line: str, name: str, number: int) -> dict[str, object] | DataError:
+    where = f"{name}, line {number}"
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        hint = 'every line has to be one object such as {"text": "...", "label": "..."}'
+        if number == 1 and line.strip() in {"[", "{"}:
+            hint = f"the file looks like pretty-printed JSON: jq -c '.[]' {name} > rows.jsonl"
+        return DataError(f"{where}, character {error.colno}: not JSON: {error.msg}", hint)
+    except (ValueError, RecursionError) as error:
+        return DataError(f"{where}: JSON that cannot be read: {error}")
+    if isinstance(item, dict):
+        return item
+    hint = 'write rows as {"text": "...", "label": "..."}'
+    if isinstance(item, list) and number == 1:
+        hint = f"the file looks like one JSON array: jq -c '.[]' {name} > rows.jsonl"
+    kind = type(item).__name__
+    return DataError(f"{where}: a JSON {kind}, where an object was expected", hint)
+
+
+def line_records(lines: Lines, wanted: Wanted) -> Iterator[Record | Fault]:
+    """Take every line as one text without label."""
+    for line in lines:
+        if fault := lines.take_fault():
+            yield Fault(lines.number, fault)
+            continue
+        text = line.removesuffix("\n").removesuffix("\r")
+        columns = {wanted.text: text} if wanted.keep_columns else None
+        yield lines.number, text, None, None, columns

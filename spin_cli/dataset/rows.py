@@ -1,0 +1,259 @@
+"""Validated rows of one text file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spin_cli.config import MAX_TEXT_CHARS, Format
+from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
+from spin_cli.dataset.formats import detect_format, import_parquet
+from spin_cli.dataset.records import (
+    Fault,
+    Record,
+    Wanted,
+    csv_records,
+    json_records,
+    line_records,
+)
+from spin_cli.dataset.streams import Lines, display_name, open_bytes
+from spin_cli.errors import DataError, UsageError
+
+_LARGEST_EXACT = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text with what belongs to it."""
+
+    id: str
+    """From the id column, else the 0-based row number (in a data set as ``train-12``)."""
+    text: str
+    """Verbatim: nothing is stripped."""
+    label: str | None
+    """Without surrounding white space."""
+    line: int
+    """1-based line on which the row starts; for Parquet the 1-based row."""
+    columns: dict[str, str] | None
+    """All input columns, if they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What a row has to look like, and how to call its place."""
+
+    name: str
+    unit: str
+    wanted: Wanted
+    allow_empty: bool
+    prefix: str
+
+    def refuse(self, line: int, column: str | None, what: str, hint: str | None) -> DataError:
+        where = f"{self.name}, {self.unit} {line}"
+        if column is not None:
+            where += f", column '{column}'"
+        return DataError(f"{where}: {what}", hint)
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    format: Format = Format.AUTO,  # noqa: A002 - the option's own name
+    text_column: str = "text",
+    label_column: str | None = "label",
+    id_column: str | None = None,
+    require_label: bool = False,
+    allow_empty: bool = False,
+    keep_columns: bool = False,
+    on_error: Callable[[DataError, int], None] | None = None,
+    id_prefix: str = "",
+) -> Iterator[Row]:
+    """Stream the rows of a file, or of stdin for ``-``.
+
+    Memory is bounded by the longest row. A file without any row gives none.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; ``.gz`` is unpacked. A folder saved by ``datasets`` (one split) works too.
+    format : Format
+        ``AUTO``: by extension.
+    text_column, label_column, id_column : str or None
+        Names of columns. A label column that is not there gives None, unless required.
+    require_label : bool
+        Refuse rows without a label.
+    allow_empty : bool
+        Accept empty and white-space texts.
+    keep_columns : bool
+        Fill ``Row.columns``.
+    on_error : callable, optional
+        Called with the error and the row's line for a bad row, which is then left out (it still
+        counts as a row number). What is wrong with the file as a whole is raised all the same.
+    id_prefix : str
+        Put before row numbers that serve as ids.
+
+    Raises
+    ------
+    DataError
+        For a file or row that cannot be used.
+    UsageError
+        For a format that cannot be told, or needs a package that is missing.
+    """
+    folder = str(path) != "-" and is_saved_dataset(Path(path))
+    kind = Format.PARQUET if folder else detect_format(str(path), format)
+    if kind is Format.LINES and (require_label or id_column is not None):
+        name, what = display_name(path), "labels" if require_label else "ids"
+        raise UsageError(
+            f"{name}: plain lines hold no {what}", "give CSV, TSV, JSONL or Parquet (--format)"
+        )
+    if kind is Format.PARQUET and not folder:
+        import_parquet()  # a missing package should not wait for the first row
+    wanted = Wanted(text_column, label_column, id_column, require_label, keep_columns)
+    unit = "row" if kind is Format.PARQUET else "line"
+    rules = _Rules(display_name(path), unit, wanted, allow_empty, id_prefix)
+    records = saved_records(Path(path), wanted) if folder else _read_records(path, kind, wanted)
+    return _finish_rows(records, rules, on_error)
+
+
+def _read_records(path: str | Path, kind: Format, wanted: Wanted) -> Iterator[Record | Fault]:
+    if kind is Format.PARQUET:
+        yield from parquet_records(path, wanted)
+        return
+    with open_bytes(path) as stream:
+        lines = Lines(stream, display_name(path))
+        if kind is Format.JSONL:
+            yield from json_records(lines, wanted)
+        elif kind is Format.LINES:
+            yield from line_records(lines, wanted)
+        else:
+            yield from csv_records(lines, "\t" if kind is Format.TSV else ",", wanted)
+
+
+def _finish_rows(
+    records: Iterator[Record | Fault],
+    rules: _Rules,
+    on_error: Callable[[DataError, int], None] | None,
+) -> Iterator[Row]:
+    for number, record in enumerate(records):
+        if isinstance(record, Fault):
+            if on_error is None:
+                raise record.error
+            on_error(record.error, record.line)
+            continue
+        try:
+            row = _finish_row(record, number, rules)
+        except DataError as error:
+            if on_error is None:
+                raise
+            on_error(error, record[0])
+            continue
+        yield row
+
+
+def _finish_row(record: Record, number: int, rules: _Rules) -> Row:
+    line, text, label, id_, columns = record
+    wanted = rules.wanted
+    if not isinstance(text, str):
+        raise rules.refuse(line, wanted.text, *_not_a_string(text))
+    if not text.isascii() or "\0" in text or len(text) > MAX_TEXT_CHARS:
+        _check_text(text, line, wanted.text, rules)
+    if (not text or text.isspace()) and not rules.allow_empty:
+        raise rules.refuse(line, wanted.text, "an empty text", "fill it in, or remove the row")
+    name = None if wanted.label is None else _finish_label(label, line, wanted.label, rules)
+    key = rules.prefix + str(number) if wanted.id is None else _to_id(id_, line, rules)
+    if columns is not None:
+        for column, value in columns.items():
+            if not value.isascii():
+                _check_text(value, line, column, rules)
+    return Row(key, text, name, line, columns)
+
+
+def _finish_label(value: object, line: int, column: str, rules: _Rules) -> str | None:
+    name = value.strip() if isinstance(value, str) else _to_label(value, line, rules)
+    if not name:
+        if rules.wanted.require_label:
+            raise rules.refuse(line, column, "no label", "label the row, or remove it")
+        return None
+    if not name.isascii() or "\0" in name:
+        _check_text(name, line, column, rules)
+    return name
+
+
+def _check_text(value: str, line: int, column: str, rules: _Rules) -> None:
+    if len(value) > MAX_TEXT_CHARS:
+        raise rules.refuse(
+            line,
+            column,
+            f"a text of {len(value):,} characters; at most {MAX_TEXT_CHARS:,} are accepted",
+            "look for an unclosed quote or missing line ends; else cut the text into parts",
+        )
+    if "\0" in value:
+        raise rules.refuse(line, column, "a NUL character", "remove it from the text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise rules.refuse(
+            line,
+            column,
+            f"the escape \\u{code:04x} (character {error.start + 1}) is half of a surrogate pair "
+            "and no character by itself",
+            "write the whole pair, or the character itself in UTF-8",
+        ) from None
+
+
+def _not_a_string(value: object) -> tuple[str, str]:
+    if value is None:
+        return "no text (null)", "fill it in, or remove the row"
+    if isinstance(value, bytes):
+        return "bytes that are not UTF-8", "write the column as UTF-8 strings"
+    return f"{_kind(value)}, where a string was expected", "quote the value, or remove the row"
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def _to_string(value: object) -> str | None:
+    """Write a scalar as text; None for nothing, and for a list or the like a TypeError."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None  # how pandas writes a missing value
+        # One missing value turns a whole column of integers into floats; '1' has to stay '1'.
+        exact = value.is_integer() and abs(value) < _LARGEST_EXACT
+        return str(int(value)) if exact else repr(value)
+    if isinstance(value, (bytes, list, dict, tuple)):
+        raise TypeError
+    return str(value)
+
+
+def _to_label(value: object, line: int, rules: _Rules) -> str | None:
+    try:
+        name = _to_string(value)
+    except TypeError:
+        if not rules.wanted.require_label:
+            return None
+        what = f"{_kind(value)}, where one label was expected"
+        hint = "write it as a string or a number"
+        raise rules.refuse(line, rules.wanted.label, what, hint) from None
+    return None if name is None else name.strip()
+
+
+def _to_id(value: object, line: int, rules: _Rules) -> str:
+    column = rules.wanted.id
+    try:
+        name = _to_string(value)
+    except TypeError:
+        what = f"{_kind(value)}, where one id was expected"
+        raise rules.refuse(line, column, what, "write it as a string or a number") from None
+    if not name or name.isspace():
+        raise rules.refuse(line, column, "no id", "fill it in, or leave --id-column away")
+    if not name.isascii() or "\0" in name:
+        _check_text(name, line, str(column), rules)
+    return name
