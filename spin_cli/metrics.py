@@ -1,0 +1,119 @@
+"""Scores of predicted probabilities. Pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.config import Metric
+
+Codes = NDArray[Any]
+Probs = NDArray[np.float64]
+
+
+def accuracy(y: Codes, predicted: Codes) -> float:
+    """Share of rows whose predicted class is right."""
+    return float(np.mean(y == predicted))
+
+
+def confusion(y: Codes, predicted: Codes, n_classes: int) -> NDArray[np.int64]:
+    """Counts (n_classes, n_classes): true class by row, predicted class by column."""
+    flat = np.bincount(y * n_classes + predicted, minlength=n_classes**2)
+    return flat.reshape(n_classes, n_classes)
+
+
+def per_class(y: Codes, predicted: Codes, n_classes: int) -> list[dict[str, float]]:
+    """Precision, recall, F1 and number of rows of each class; 0 where undefined."""
+    table = confusion(y, predicted, n_classes)
+    right, said, true = np.diag(table), table.sum(0), table.sum(1)
+    precision = np.divide(right, said, out=np.zeros(n_classes), where=said > 0)
+    recall = np.divide(right, true, out=np.zeros(n_classes), where=true > 0)
+    f1 = np.divide(2 * right, said + true, out=np.zeros(n_classes), where=said + true > 0)
+    return [
+        {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
+        for p, r, f, n in zip(precision, recall, f1, true, strict=True)
+    ]
+
+
+def macro_f1(y: Codes, predicted: Codes, n_classes: int) -> float:
+    """Mean of the classes' F1 scores; a class that neither occurs nor is predicted is left out."""
+    table = confusion(y, predicted, n_classes)
+    sizes = table.sum(0) + table.sum(1)
+    there = sizes > 0
+    return float(np.mean(2 * np.diag(table)[there] / sizes[there]))
+
+
+def auroc(y: Codes, score: NDArray[Any]) -> float:
+    """Area under the ROC curve of *score* for ``y == 1``, ties counted half (Mann-Whitney)."""
+    positive = y == 1
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
+        return float("nan")
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    total = float(ranks[inverse][positive].sum())
+    return (total - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+
+
+def log_loss(y: Codes, probs: Probs) -> float:
+    """Mean of -log p of the true class, p cut at 1e-15."""
+    return float(-np.log(np.clip(probs[np.arange(len(y)), y], 1e-15, 1.0)).mean())
+
+
+def decide(probs: Probs, threshold: float | None = None) -> Codes:
+    """Predicted classes: the likeliest; with a threshold (two classes) class 1 from there on."""
+    if threshold is not None and probs.shape[1] == 2:
+        return (probs[:, 1] >= threshold).astype(np.int64)
+    return probs.argmax(1)
+
+
+def score_function(metric: Metric) -> Callable[[Codes, Probs], float]:
+    """The function of codes and probabilities that *metric* names; higher is better."""
+    if metric is Metric.ACCURACY:
+        return lambda y, probs: accuracy(y, decide(probs))
+    if metric is Metric.MACRO_F1:
+        return lambda y, probs: macro_f1(y, decide(probs), probs.shape[1])
+    if metric is Metric.LOG_LOSS:
+        return lambda y, probs: -log_loss(y, probs)
+    return _mean_auroc
+
+
+def _mean_auroc(y: Codes, probs: Probs) -> float:
+    """AUROC of class 1, or the mean over classes of each against the rest."""
+    if probs.shape[1] == 2:
+        return auroc(y, probs[:, 1])
+    each = [auroc((y == k).astype(int), probs[:, k]) for k in range(probs.shape[1])]
+    return float(np.nanmean(each))
+
+
+def best_threshold(y: Codes, probs: Probs) -> float:
+    """The threshold on class 1's probability with the best macro-F1 on these rows.
+
+    The curve is smoothed over neighbouring thresholds, so that a lucky spike does not win.
+    """
+    grid = np.linspace(0.05, 0.95, 91)
+    curve = np.array([macro_f1(y, decide(probs, t), 2) for t in grid])
+    padded = np.pad(curve, 3, mode="edge")
+    smooth = np.convolve(padded, np.ones(7) / 7, mode="valid")
+    return float(grid[int(np.argmax(smooth))])
+
+
+def evaluate(
+    y: Codes, probs: Probs, classes: Sequence[str], threshold: float | None = None
+) -> dict[str, Any]:
+    """Every metric of a set of rows, under the names that ``metrics.json`` has."""
+    predicted = decide(probs, threshold)
+    scores: dict[str, Any] = {
+        "rows": len(y),
+        "accuracy": accuracy(y, predicted),
+        "macro_f1": macro_f1(y, predicted, len(classes)),
+        "log_loss": log_loss(y, probs),
+        "per_class": dict(zip(classes, per_class(y, predicted, len(classes)), strict=True)),
+        "confusion": confusion(y, predicted, len(classes)).tolist(),
+    }
+    if len(classes) == 2:
+        scores["auroc"] = auroc(y, probs[:, 1])
+    return scores
