@@ -156,7 +156,7 @@ class SelectConfig:
     path_ratio: float = 1e-3
     """The weakest penalty as a share of the one at which all weights are zero."""
     tol: float = 1e-5
-    """Largest KKT violation accepted, relative to the largest penalty."""
+    """Largest KKT violation accepted, relative to the penalty at which all weights are zero."""
     max_iter: int = 2000
     workers: int = 0
     """Processes; 0: one per core."""
@@ -170,6 +170,8 @@ class TrainConfig:
     metric: Metric | None = None
     """None: the one that ``select`` used."""
     sites: tuple[str, ...] = ("hidden", "ffn", "both")
+    """Sites to search; ``both`` puts hidden and ffn side by side."""
+    etas: tuple[float, ...] = DEFAULT_ETAS
     max_layer: int | None = None
     max_neurons: int | None = None
     refit: bool = False

@@ -197,6 +197,8 @@ def probe_matrix(
     train, val = samples.rows("train"), samples.rows("val")
     n_classes = int(codes.max()) + 1
     standard = probe.standardise(matrix[train])
+    if not len(standard.kept):  # layer 0's first token, say, is the same in every text
+        return _nothing(feature, codes[train], codes[val], n_classes, metric)
     path = probe.fit_path(
         standard.X,
         codes[train],
@@ -223,6 +225,31 @@ def probe_matrix(
         class_importance=(best.coef[:, ranked] ** 2).astype(np.float32),
         coef=coef,
         intercept=intercept,
+    )
+
+
+def _nothing(
+    feature: Feature,
+    y: NDArray[np.int64],
+    y_val: NDArray[np.int64],
+    n_classes: int,
+    metric: Metric,
+) -> Probed:
+    """The probe of a matrix whose every column is constant: the classes' shares."""
+    shares = np.bincount(y, minlength=n_classes) / len(y)
+    outputs = 1 if n_classes == 2 else n_classes
+    odds = np.log(np.maximum(shares, 1e-12))
+    return Probed(
+        feature=feature,
+        C=0.0,
+        val_score=metrics.score_function(metric)(y_val, np.tile(shares, (len(y_val), 1))),
+        kkt=0.0,
+        converged=True,
+        neurons=np.zeros(0, np.int32),
+        importance=np.zeros(0),
+        class_importance=np.zeros((outputs, 0), np.float32),
+        coef=np.zeros((outputs, feature.width), np.float32),
+        intercept=odds[1:] - odds[:1] if n_classes == 2 else odds,
     )
 
 

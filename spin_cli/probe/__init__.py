@@ -1,0 +1,27 @@
+"""L1-regularised logistic regression, from sparse to dense.
+
+::
+
+    standardise -> Standardised        features with mean 0 and standard deviation 1
+    fit, fit_path -> Fit, Path         one optimum; a warm-started path and the choice of a point
+    predict_proba, fold_back           probabilities; weights for raw features
+"""
+
+from spin_cli.probe.logistic import balanced_weights, fit, lambda_max
+from spin_cli.probe.path import fit_path
+from spin_cli.probe.results import ConvergenceWarning, Fit, Path, fold_back, predict_proba
+from spin_cli.probe.standard import Standardised, standardise
+
+__all__ = [
+    "ConvergenceWarning",
+    "Fit",
+    "Path",
+    "Standardised",
+    "balanced_weights",
+    "fit",
+    "fit_path",
+    "fold_back",
+    "lambda_max",
+    "predict_proba",
+    "standardise",
+]

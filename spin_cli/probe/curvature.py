@@ -1,0 +1,128 @@
+"""Columns of X that matter now, and the Hessian on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.probe.problem import F64, Problem
+
+Array = NDArray[Any]
+Index = NDArray[np.intp]
+
+
+class Columns:
+    """The columns of X that any solve has worked on, as rows of one growing buffer.
+
+    Row 0 is all ones (the intercept). Few columns are ever touched on the sparse side of a path,
+    and as rows they are contiguous for both products.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.X = problem.X
+        n, d = self.X.shape
+        self.row_of = np.full(d, -1, np.intp)
+        self.count = 1
+        self._buffer = np.empty((min(d + 1, 64), n), self.X.dtype)
+        self._buffer[0] = 1
+
+    @property
+    def data(self) -> Array:
+        """(count, N)"""
+        return self._buffer[: self.count]
+
+    def add(self, columns: Index) -> None:
+        """Copy the columns that are not held yet."""
+        new = columns[self.row_of[columns] < 0]
+        if len(new) == 0:
+            return
+        need = self.count + len(new)
+        if need > len(self._buffer):
+            size = min(self.X.shape[1] + 1, max(need, 2 * len(self._buffer)))
+            grown = np.empty((size, self.X.shape[0]), self.X.dtype)
+            grown[: self.count] = self.data
+            self._buffer = grown
+        for start in range(0, self.X.shape[0], 64):  # small blocks transpose within the cache
+            rows = slice(start, start + 64)
+            self._buffer[self.count : need, rows] = self.X[rows].take(new, 1).T
+        self.row_of[new] = np.arange(self.count, need)
+        self.count = need
+
+
+class Curvature:
+    """``H[(k,j),(l,m)] = Σ_i w_i x_ij x_im p_ik (δ_kl - p_il)`` for pairs (class, buffer row).
+
+    The probabilities are those of the last `reset`. They change slowly along a path, so that a
+    Hessian that is a little old still gives good steps at a fraction of the cost.
+    """
+
+    def __init__(self, problem: Problem, columns: Columns) -> None:
+        self.problem = problem
+        self.columns = columns
+        self.slot = np.zeros((problem.K, 0), np.intp)
+        self.H = np.zeros((0, 0), problem.X.dtype)
+        self.rows: list[Index] = [np.zeros(0, np.intp) for _ in range(problem.K)]
+        self.P: F64 = np.zeros((0, problem.K))
+        self.mean_weight = 1.0
+
+    def reset(self, P: F64) -> None:
+        """Forget all, and take new probabilities (N, K)."""
+        self.P = P
+        self.slot = np.zeros((self.problem.K, 0), np.intp)
+        self.H = np.zeros((0, 0), self.problem.X.dtype)
+        self.rows = [np.zeros(0, np.intp) for _ in range(self.problem.K)]
+        self.mean_weight = self._mean_weight(P)
+
+    def _mean_weight(self, P: F64) -> float:
+        return float(self.problem.weight @ (P * (1.0 - P)).sum(1))
+
+    def matrix(self, classes: Index, rows: Index, P: F64) -> Array:
+        """H (m, m) on the pairs, in their order, scaled to the mean curvature at ``P``."""
+        self._extend(classes, rows)
+        slots = self.slot[classes, rows]
+        scale = self._mean_weight(P) / self.mean_weight if self.mean_weight else 1.0
+        return np.asarray(self.H[np.ix_(slots, slots)] * self.H.dtype.type(scale))
+
+    def _extend(self, classes: Index, rows: Index) -> None:
+        K = self.problem.K
+        if self.slot.shape[1] < self.columns.count:
+            grown = np.full((K, self.columns.count), -1, np.intp)
+            grown[:, : self.slot.shape[1]] = self.slot
+            self.slot = grown
+        fresh = self.slot[classes, rows] < 0
+        if not fresh.any():
+            return
+        old = len(self.H)
+        classes, rows = classes[fresh], rows[fresh]
+        self.slot[classes, rows] = np.arange(old, old + len(rows))
+        for k in range(K):
+            self.rows[k] = np.concatenate([self.rows[k], rows[classes == k]])
+        H = np.zeros((old + len(rows),) * 2, self.H.dtype)
+        H[:old, :old] = self.H
+        self.H = H
+        for new_class in range(K):
+            new = rows[classes == new_class]
+            for k in range(K if len(new) else 0):
+                self._fill(k, new_class, new)
+
+    def _fill(self, k: int, new_class: int, new: Index) -> None:
+        """The block of all pairs of class ``k`` with the new pairs of ``new_class``."""
+        every = self.rows[k]
+        if len(every) == 0:
+            return
+        data, P, weight = self.columns.data, self.P, self.problem.weight
+        block = np.zeros((len(every), len(new)), self.H.dtype)
+        same = k == new_class
+        D = weight * P[:, k] * ((1.0 - P[:, k]) if same else -P[:, new_class])
+        D = D.astype(data.dtype)
+        symmetric = same and len(every) == len(new)
+        root = np.sqrt(D) if symmetric else D
+        for start in range(0, data.shape[1], 4096):
+            part = slice(start, start + 4096)
+            right = data[new, part] * root[part]
+            block += (right if symmetric else data[every, part]) @ right.T
+        left, top = self.slot[k, every], self.slot[new_class, new]
+        self.H[np.ix_(left, top)] = block
+        self.H[np.ix_(top, left)] = block.T

@@ -1,0 +1,198 @@
+"""One fit: the objective, its checks, and the choice of the right method."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.errors import DataError
+from spin_cli.probe.problem import F64, Problem, violation
+from spin_cli.probe.results import ConvergenceWarning, Fit
+from spin_cli.probe.smooth import minimise_smooth
+from spin_cli.probe.solver import MAX_PAIRS, Solver
+
+DEFAULT_TOL = 1e-5
+DEFAULT_MAX_ITER = 2000
+CERTAIN = 30.0
+"""Log odds where all rows are of one class: a probability of 1 - 1e-13."""
+
+
+def fit(
+    X: NDArray[Any],
+    y: NDArray[Any],
+    n_classes: int,
+    *,
+    l1: float,
+    l2: float = 0.0,
+    sample_weight: NDArray[Any] | None = None,
+    multi_class: str = "multinomial",
+    init: Fit | None = None,
+    tol: float = DEFAULT_TOL,
+    max_iter: int = DEFAULT_MAX_ITER,
+) -> Fit:
+    """Minimise ``Σ_i w_i loss_i(W, b) + l1 ‖W‖₁ + l2/2 ‖W‖₂²`` over W and b.
+
+    The loss is the logistic one for two classes and the softmax cross-entropy for more, or one
+    logistic loss per class for ``ovr``. The intercept b is not penalised. ``l1 = 1/C`` gives
+    scikit-learn's objective with ``l1_ratio=1``, ``l2 = 1/C`` that with ``l1_ratio=0``.
+
+    Parameters
+    ----------
+    X : (N, d), float32 or float64
+        Columns of comparable scale (see `standardise`). float32 is solved in float32 with sums and
+        the final certificate in float64; float64 in float64 throughout.
+    y : (N,), integers from 0 to n_classes - 1
+    l1, l2 : not negative, not both zero
+    sample_weight : (N,), not negative; None: ones
+    init : where to start, a fit on the same columns and classes
+    tol : largest violation of the optimality conditions accepted, relative to `lambda_max`
+    max_iter : steps allowed (each of Newton, FISTA or L-BFGS)
+
+    Raises
+    ------
+    DataError
+        Where shapes, labels or weights do not fit.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Where ``tol`` was not reached; `Fit.converged` is False then.
+
+    Notes
+    -----
+    Classes without a (weighted) row get weights of zero and a probability of next to nothing.
+    """
+    X, y, weight = check_data(X, y, n_classes, sample_weight)
+    if l1 < 0 or l2 < 0 or l1 + l2 <= 0:
+        raise ValueError(f"penalties l1={l1}, l2={l2}: not negative and not both zero")
+    if n_classes > 2 and multi_class == "ovr":
+        parts = [
+            fit(
+                X, (y == k).astype(np.intp), 2, l1=l1, l2=l2, sample_weight=weight,
+                init=_class_of(init, k), tol=tol, max_iter=max_iter,
+            )
+            for k in range(n_classes)
+        ]  # fmt: skip
+        return stack(parts)
+    only = only_class(y, weight)
+    if only is not None:
+        return constant(X, only, n_classes, l1 + l2)
+    problem = make_problem(X, y, n_classes, weight)
+    W, b = (None, None) if init is None else (init.coef, init.intercept)
+    if l1 == 0.0 and problem.K * X.shape[1] > MAX_PAIRS:
+        result = minimise_smooth(problem, l2, W, b, tol, max_iter)
+        return certify(problem, result.W, result.b, l1, l2, result.iterations, tol)
+    solver = Solver(problem, W, b)
+    # Half: what the certificate in float64 finds may be a little more.
+    solver.solve(l1, l2, 0.5 * tol, max_iter)
+    return certify(problem, solver.W, solver.b, l1, l2, solver.iterations, tol)
+
+
+def certify(
+    problem: Problem, W: F64, b: F64, l1: float, l2: float, iterations: int, tol: float
+) -> Fit:
+    """Round the weights to X's dtype and state in float64 how good they are."""
+    coef = W.astype(problem.X.dtype)
+    exact = coef.astype(np.float64)
+    if problem.K > 1:
+        b = b - b.mean()  # any shift gives the same probabilities
+    z = problem.logits(coef, b, exact=True)
+    R = problem.residual(z)
+    gradient = problem.gradient(R, exact=True) + l2 * exact
+    worst = float(violation(exact, gradient, l1).max(initial=0.0))
+    worst = max(worst, float(np.abs(R.sum(0)).max()))
+    top = problem.lambda_max()
+    kkt = worst / top if top > 0 else 0.0
+    penalty = l1 * np.abs(exact).sum() + 0.5 * l2 * (exact * exact).sum()
+    converged = bool(kkt <= tol)
+    if not converged:
+        warnings.warn(
+            f"the probe stopped at a violation of {kkt:.1e}, above the tolerance {tol:.1e}, "
+            f"after {iterations} steps (l1={l1:g}, l2={l2:g})",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    objective = problem.loss(z) + float(penalty)
+    return Fit(coef, b, 1.0 / (l1 + l2), objective, kkt, iterations, converged)
+
+
+def lambda_max(
+    X: NDArray[Any], y: NDArray[Any], n_classes: int, sample_weight: NDArray[Any] | None = None
+) -> float:
+    """The smallest l1 penalty at which all weights are zero: ``max |Xᵀ w (p₀ - y)|``."""
+    X, y, weight = check_data(X, y, n_classes, sample_weight)
+    if only_class(y, weight) is not None:
+        return 0.0
+    return make_problem(X, y, n_classes, weight).lambda_max()
+
+
+def balanced_weights(y: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
+    """Weights (N,) that give every class that occurs the same total; their sum is N."""
+    counts = np.bincount(y, minlength=n_classes)
+    share = len(y) / (max(1, int((counts > 0).sum())) * np.maximum(counts, 1))
+    return np.asarray(share[y], np.float64)
+
+
+def check_data(
+    X: NDArray[Any], y: NDArray[Any], n_classes: int, sample_weight: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[np.intp], F64]:
+    """Arrays of the right types, or a `DataError`."""
+    if X.dtype not in (np.float32, np.float64):
+        X = X.astype(np.float32)
+    X = np.ascontiguousarray(X)
+    y = np.asarray(y)
+    if X.ndim != 2 or y.shape != (X.shape[0],) or len(y) == 0:
+        raise DataError(f"features {X.shape} and labels {y.shape} do not belong together")
+    y = y.astype(np.intp)
+    if n_classes < 2 or y.min() < 0 or y.max() >= n_classes:
+        raise DataError(f"labels from {y.min()} to {y.max()}; expected 0 to {n_classes - 1}")
+    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
+        raise DataError("sample weights must be one finite number per row, none negative")
+    return X, y, weight
+
+
+def only_class(y: NDArray[np.intp], weight: F64) -> int | None:
+    """The class that all rows of some weight belong to; None where there are several."""
+    present = np.unique(y[weight > 0])
+    if len(present) > 1:
+        return None
+    return int(present[0]) if len(present) else int(y[0])
+
+
+def make_problem(X: NDArray[Any], y: NDArray[np.intp], n_classes: int, weight: F64) -> Problem:
+    """One column of logits for two classes, else one per class."""
+    if n_classes == 2:
+        return Problem(X, (y == 1).astype(np.float64)[:, None], weight)
+    return Problem(X, np.eye(n_classes)[y], weight)
+
+
+def stack(parts: list[Fit]) -> Fit:
+    """Binary fits of each class against the rest as one."""
+    return Fit(
+        np.concatenate([p.coef for p in parts]),
+        np.concatenate([p.intercept for p in parts]),
+        parts[0].C,
+        sum(p.objective for p in parts),
+        max(p.kkt for p in parts),
+        sum(p.iterations for p in parts),
+        all(p.converged for p in parts),
+        "ovr",
+    )
+
+
+def _class_of(init: Fit | None, k: int) -> Fit | None:
+    if init is None:
+        return None
+    return Fit(init.coef[k : k + 1], init.intercept[k : k + 1], init.C, 0.0, 0.0, 0, True)
+
+
+def constant(X: NDArray[Any], label: int, n_classes: int, penalty: float) -> Fit:
+    """The fit to rows that are all of one class."""
+    rows = 1 if n_classes == 2 else n_classes
+    intercept = np.full(rows, -CERTAIN)
+    intercept[0 if n_classes == 2 else label] = CERTAIN if n_classes > 2 or label == 1 else -CERTAIN
+    return Fit(np.zeros((rows, X.shape[1]), X.dtype), intercept, 1.0 / penalty, 0.0, 0.0, 0, True)

@@ -1,0 +1,136 @@
+"""A path of fits from sparse to dense, and the choice of one on validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.probe.logistic import (
+    DEFAULT_MAX_ITER,
+    DEFAULT_TOL,
+    certify,
+    check_data,
+    constant,
+    make_problem,
+    only_class,
+    stack,
+)
+from spin_cli.probe.problem import F64
+from spin_cli.probe.results import Fit, Path, predict_proba
+from spin_cli.probe.solver import Solver
+
+LOOSE = 3e-3
+"""Violation, relative to the point's own l1, at which a point's validation score has settled."""
+
+Score = Callable[[NDArray[Any], F64], float]
+
+
+def fit_path(
+    X_train: NDArray[Any],
+    y_train: NDArray[Any],
+    X_val: NDArray[Any],
+    y_val: NDArray[Any],
+    n_classes: int,
+    *,
+    score: Score,
+    points: int = 20,
+    ratio: float = 1e-3,
+    l1_ratio: float = 1.0,
+    sample_weight: NDArray[Any] | None = None,
+    multi_class: str = "multinomial",
+    tol: float = DEFAULT_TOL,
+    max_iter: int = DEFAULT_MAX_ITER,
+    patience: int = 4,
+) -> Path:
+    """Fit a falling sequence of penalties with warm starts, and choose by validation score.
+
+    Parameters
+    ----------
+    X_train, y_train, n_classes, sample_weight, multi_class, tol, max_iter : see `fit`
+    X_val, y_val : (M, d), (M,), standardised with the training rows' moments
+    score : of ``(y_val, probabilities (M, n_classes))``; higher is better
+    points : most penalties to try, evenly spaced in their logarithm below `lambda_max`
+    ratio : the smallest penalty as a share of `lambda_max`
+    l1_ratio : share of l1 in the penalty, in [0, 1]; the rest is l2
+    patience : leave the path once so many scores in a row were below the best
+
+    Notes
+    -----
+    Points are solved until their validation score has settled (`LOOSE`), the chosen one to
+    ``tol``: scores settle long before the set of weights that are not zero does. `Fit.converged`
+    is about the tolerance that the point was solved to.
+    """
+    X_train, y_train, weight = check_data(X_train, y_train, n_classes, sample_weight)
+    only = only_class(y_train, weight)
+    if only is not None:
+        certain = constant(X_train, only, n_classes, 1.0)
+        return Path((certain,), (float(score(y_val, predict_proba(certain, X_val, n_classes))),), 0)
+    walk = _Walk(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
+    # At a share under 0.1 the penalty at which all is zero runs off to infinity.
+    top = walk.lambda_max / max(l1_ratio, 0.1)
+    fits: list[Fit] = []
+    scores: list[float] = []
+    for penalty in np.geomspace(top, top * ratio, points + 1)[1:]:
+        l1 = float(penalty) * l1_ratio
+        fits.append(walk.step(l1, float(penalty) - l1))
+        scores.append(float(score(y_val, predict_proba(fits[-1], X_val, n_classes))))
+        if scores[::-1].index(max(scores)) >= patience:
+            break
+    best = int(np.argmax(scores))
+    l1 = l1_ratio / fits[best].C
+    fits[best] = walk.settle(fits[best], l1, 1.0 / fits[best].C - l1)
+    scores[best] = float(score(y_val, predict_proba(fits[best], X_val, n_classes)))
+    return Path(tuple(fits), tuple(scores), best)
+
+
+class _Walk:
+    """One solver, or one per class, that goes from penalty to penalty."""
+
+    def __init__(
+        self,
+        X: NDArray[Any],
+        y: NDArray[np.intp],
+        n_classes: int,
+        weight: F64,
+        multi_class: str,
+        tol: float,
+        max_iter: int,
+    ) -> None:
+        self.tol, self.max_iter = tol, max_iter
+        self.ovr = n_classes > 2 and multi_class == "ovr"
+        targets = [(y == k).astype(np.intp) for k in range(n_classes)] if self.ovr else [y]
+        classes = 2 if self.ovr else n_classes
+        self.fixed = [only_class(target, weight) for target in targets]
+        self.X = X
+        self.solvers = [
+            None if fixed is not None else Solver(make_problem(X, target, classes, weight))
+            for target, fixed in zip(targets, self.fixed, strict=True)
+        ]
+        self.lambda_max = max(s.lambda_max for s in self.solvers if s is not None)
+
+    def step(self, l1: float, l2: float) -> Fit:
+        """Loosely to the optimum for the next penalties, from where the last one ended."""
+        return self._join([self._one(i, l1, l2, None) for i in range(len(self.solvers))])
+
+    def settle(self, fit: Fit, l1: float, l2: float) -> Fit:
+        """To the tolerance, from a fit on the way."""
+        return self._join([self._one(i, l1, l2, fit) for i in range(len(self.solvers))])
+
+    def _join(self, parts: list[Fit]) -> Fit:
+        return stack(parts) if self.ovr else parts[0]
+
+    def _one(self, i: int, l1: float, l2: float, start: Fit | None) -> Fit:
+        solver = self.solvers[i]
+        if solver is None:
+            return constant(self.X, self.fixed[i] or 0, 2, l1 + l2)
+        if start is None:
+            tol = max(LOOSE * (l1 or l2) / solver.lambda_max, self.tol)
+            kkt = solver.solve(l1, l2, tol, self.max_iter)
+            return solver.snapshot(l1, l2, kkt, tol)
+        rows = slice(i, i + 1) if self.ovr else slice(None)
+        solver.place(start.coef[rows], start.intercept[rows])
+        solver.solve(l1, l2, 0.5 * self.tol, self.max_iter)
+        return certify(solver.problem, solver.W, solver.b, l1, l2, solver.iterations, self.tol)

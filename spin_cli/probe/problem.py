@@ -1,0 +1,109 @@
+"""The smooth part of the objective: the data, the logistic loss and its derivatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.probe.results import sigmoid
+from spin_cli.probe.standard import row_blocks
+
+Array = NDArray[Any]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``f(z) = Σ_i w_i loss(y_i, z_i)`` with logits ``z = X Wᵀ + b``.
+
+    K = 1: loss = log(1 + exp(z)) - y z.  K > 1: loss = log Σ_k exp(z_k) - z_y.
+    """
+
+    X: Array
+    """(N, d), float32 or float64, C-contiguous."""
+    Y: F64
+    """(N, K), one-hot; for K = 1 the indicator of class 1."""
+    weight: F64
+    """(N,), not negative."""
+
+    @property
+    def K(self) -> int:  # noqa: N802
+        """Columns of logits."""
+        return int(self.Y.shape[1])
+
+    def probs(self, z: F64) -> F64:
+        """Probabilities (N, K)."""
+        if self.K == 1:
+            return sigmoid(z)
+        p = np.exp(z - z.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        return np.asarray(p)
+
+    def residual(self, z: F64) -> F64:
+        """``∂f/∂z`` (N, K)."""
+        return np.asarray((self.probs(z) - self.Y) * self.weight[:, None])
+
+    def loss(self, z: F64) -> float:
+        """``f(z)``."""
+        if self.K == 1:
+            s = z[:, 0]
+            losses = np.logaddexp(0.0, s) - self.Y[:, 0] * s
+        else:
+            top = z.max(1)
+            losses = np.log(np.exp(z - top[:, None]).sum(1)) + top - (z * self.Y).sum(1)
+        return float(losses @ self.weight)
+
+    def gradient(self, R: F64, *, exact: bool = False) -> F64:
+        """``Rᵀ X`` (K, d) of a residual (N, K).
+
+        Products in X's dtype within blocks of rows, sums over blocks in float64; all in float64
+        where ``exact``.
+        """
+        X = self.X
+        dtype = np.float64 if exact else X.dtype
+        right = np.ascontiguousarray(R.T, dtype)
+        out = np.zeros((self.K, X.shape[1]))
+        for rows in row_blocks(*X.shape):
+            out += right[:, rows] @ X[rows].astype(dtype, copy=False)
+        return out
+
+    def logits(self, W: Array, b: F64, *, exact: bool = False) -> F64:
+        """``X Wᵀ + b`` (N, K), from the columns with a weight."""
+        X = self.X
+        support = np.flatnonzero(W.any(0))
+        dtype = np.float64 if exact else X.dtype
+        z = np.empty((X.shape[0], self.K))
+        V = np.ascontiguousarray(W[:, support].T, dtype)
+        whole = len(support) == X.shape[1]
+        for rows in row_blocks(*X.shape):
+            block = X[rows] if whole else X[rows][:, support]
+            z[rows] = block.astype(dtype, copy=False) @ V
+        z += b
+        return z
+
+    def null_intercept(self) -> F64:
+        """The intercept (K,) that is best with all weights zero: the log odds of the classes."""
+        total = self.weight.sum()
+        # A class without a row gets a probability that no gradient will notice.
+        mass = np.maximum(self.weight @ self.Y, 1e-13 * total)
+        if self.K == 1:
+            return np.asarray(np.log(mass) - np.log(np.maximum(total - mass, 1e-13 * total)))
+        b = np.log(mass)
+        return np.asarray(b - b.mean())
+
+    def lambda_max(self) -> float:
+        """The smallest l1 penalty at which all weights are zero."""
+        z = np.broadcast_to(self.null_intercept(), self.Y.shape)
+        g = self.gradient(self.residual(np.asarray(z)))
+        return float(np.abs(g).max(initial=0.0))
+
+
+def violation(W: Array, gradient: F64, l1: float) -> F64:
+    """Violation of ``0 ∈ gradient + l1 ∂|W|`` for each weight, same shape as ``W``."""
+    at_zero = np.maximum(np.abs(gradient) - l1, 0.0)
+    if l1 == 0.0:
+        return np.asarray(at_zero)
+    return np.asarray(np.where(W != 0, np.abs(gradient + l1 * np.sign(W)), at_zero))

@@ -1,0 +1,194 @@
+"""Proximal Newton on a working set of weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spin_cli.probe.curvature import Array, Columns, Curvature, Index
+from spin_cli.probe.fista import fista
+from spin_cli.probe.problem import F64, Problem, violation
+from spin_cli.probe.quadratic import solve_quadratic
+from spin_cli.probe.results import Fit
+
+MAX_PAIRS = 3000
+"""Above this many weights in the working set the Hessian costs more than FISTA."""
+
+
+NEAR = 0.95
+"""Share of l1 from which a gradient puts its weight in the working set before it has to."""
+KEEP = 0.4
+"""The old Hessian is kept while each step shrinks the violation to this share."""
+
+
+class Solver:
+    """Minimises ``f + l1‖W‖₁ + l2/2 ‖W‖²`` for one penalty after another, from where it stands.
+
+    Notes
+    -----
+    Outer loop: one product with the whole of X finds the weights that violate the optimality
+    conditions; they join the working set. Inner loop: proximal Newton steps on the working set
+    (Lee, Sun & Saunders 2014) with a Hessian kept over steps and penalties as long as it serves.
+    """
+
+    def __init__(self, problem: Problem, W: Array | None = None, b: F64 | None = None) -> None:
+        self.problem = problem
+        K, d = problem.K, problem.X.shape[1]
+        self.W = np.zeros((K, d)) if W is None else W.astype(np.float64)
+        self.b = problem.null_intercept() if b is None else b.astype(np.float64)
+        self.lambda_max = problem.lambda_max()
+        self.columns = Columns(problem)
+        self.curvature = Curvature(problem, self.columns)
+        self.stale = True
+        self.iterations = 0
+        self._look()
+
+    def place(self, W: Array, b: F64) -> None:
+        """Start the next solve from other weights; columns and Hessian are kept."""
+        self.W, self.b = W.astype(np.float64), b.astype(np.float64)
+        self._look()
+
+    def snapshot(self, l1: float, l2: float, kkt: float, tol: float) -> Fit:
+        """Where the solver stands, with the violation that `solve` gave."""
+        penalty = l1 * np.abs(self.W).sum() + 0.5 * l2 * (self.W * self.W).sum()
+        objective = self.problem.loss(self.z) + float(penalty)
+        coef = self.W.astype(self.problem.X.dtype)
+        C = 1.0 / (l1 + l2)
+        return Fit(coef, self.b.copy(), C, objective, kkt, self.iterations, kkt <= tol)
+
+    def _look(self) -> None:
+        self.z = self.problem.logits(self.W, self.b)
+        self.gradient = self.problem.gradient(self.problem.residual(self.z))
+
+    def solve(self, l1: float, l2: float, tol: float, max_iter: int) -> float:
+        """Go to the optimum for these penalties.
+
+        Parameters
+        ----------
+        tol : largest violation accepted, relative to `lambda_max`
+        max_iter : steps allowed in this call
+
+        Returns
+        -------
+        float
+            The largest violation, relative to `lambda_max`, on gradients in X's dtype.
+        """
+        unit = max(self.lambda_max, np.finfo(np.float64).tiny)
+        self.iterations = 0
+        worst, best = np.inf, np.inf
+        stuck = 0
+        while True:
+            wrong = violation(self.W, self.gradient + l2 * self.W, l1)
+            worst = max(float(wrong.max(initial=0.0)), self._intercept_violation()) / unit
+            stuck = 0 if worst < 0.9 * best else stuck + 1
+            best = min(best, worst)
+            if worst <= tol or self.iterations >= max_iter or stuck > 5:
+                return worst
+            classes, features = self._working_set(wrong, l1, l2)
+            self._descend(
+                classes, features, l1, l2, max(0.1 * worst, 0.3 * tol) * unit, max_iter
+            )
+            self.gradient = self.problem.gradient(self.problem.residual(self.z))
+
+    def _intercept_violation(self) -> float:
+        return float(np.abs(self.problem.residual(self.z).sum(0)).max())
+
+    def _working_set(self, wrong: F64, l1: float, l2: float) -> tuple[Index, Index]:
+        """Weights that are not zero, or that are or nearly are in violation."""
+        near = np.abs(self.gradient + l2 * self.W) > NEAR * l1
+        classes, features = np.nonzero((self.W != 0) | near | (wrong > 0))
+        return classes, features
+
+    def _descend(
+        self, classes: Index, features: Index, l1: float, l2: float, tol: float, max_iter: int
+    ) -> None:
+        self.columns.add(np.unique(features))
+        if len(features) > MAX_PAIRS:
+            steps = max_iter - self.iterations
+            self.W, self.b, used = fista(
+                self.problem, self.columns, self.W, self.b, l1, l2, tol, steps
+            )
+            self.z = self.problem.logits(self.W, self.b)
+            self.iterations += used
+            return
+        K = self.problem.K
+        pairs = _Pairs(
+            np.concatenate([np.arange(K), classes]),
+            np.concatenate([np.zeros(K, np.intp), self.columns.row_of[features]]),
+            features,
+            K,
+        )
+        before = np.inf
+        for _ in range(20):
+            R = self.problem.residual(self.z)
+            u = np.concatenate([self.b, self.W[classes, features]])
+            g = pairs.gradient(self.columns.data, R)
+            penalty = np.full(len(u), l1)
+            penalty[:K] = 0.0
+            g[K:] += l2 * u[K:]
+            worst = _worst(u, g, penalty)
+            if worst <= tol or self.iterations >= max_iter:
+                return
+            # The old Hessian is good enough while it halves the violation at each step.
+            if self.stale or worst > KEEP * before:
+                self.curvature.reset(self.problem.probs(self.z))
+                self.stale = False
+            before = worst
+            if not self._newton(pairs, u, g, penalty, l2, 0.1 * worst):
+                self.stale = True
+                return
+
+    def _newton(
+        self, pairs: _Pairs, u: F64, g: F64, penalty: F64, l2: float, tol: float
+    ) -> bool:
+        """One step with a line search; False where no step goes down."""
+        self.iterations += 1
+        P = self.problem.probs(self.z)
+        H = self.curvature.matrix(pairs.classes, pairs.rows, P)
+        K, eps = self.problem.K, np.finfo(H.dtype).eps
+        H.flat[:: len(H) + 1] += 4 * eps * np.trace(H) / len(H)
+        H.flat[K * (len(H) + 1) :: len(H) + 1] += l2
+        c = g - H.astype(np.float64) @ u
+        target = solve_quadratic(
+            H, c.astype(H.dtype), penalty.astype(H.dtype), u.astype(H.dtype), tol
+        ).astype(np.float64)
+        move = target - u
+        dz = pairs.logits(self.columns.data, move)
+        old = self.problem.loss(self.z)
+        start = penalty @ np.abs(u) + 0.5 * l2 * (u[K:] @ u[K:])
+        slack = 10 * eps * eps * abs(old) if eps > 1e-10 else 10 * eps * abs(old)
+        slope = float(g @ move + penalty @ (np.abs(target) - np.abs(u)))
+        t = 1.0
+        for _ in range(20):
+            v = target if t == 1.0 else u + t * move
+            z = self.z + t * dz
+            end = penalty @ np.abs(v) + 0.5 * l2 * (v[K:] @ v[K:])
+            if self.problem.loss(z) + end - old - start <= 1e-4 * t * min(slope, 0.0) + slack:
+                self.z, self.b = z, v[:K].copy()
+                self.W[pairs.classes[K:], pairs.features] = v[K:]
+                return True
+            t *= 0.5
+        return False
+
+
+class _Pairs:
+    """The working set as pairs (class, buffer row); the first K are the intercepts."""
+
+    def __init__(self, classes: Index, rows: Index, features: Index, K: int) -> None:
+        self.classes, self.rows, self.features, self.K = classes, rows, features, K
+
+    def gradient(self, data: Array, R: F64) -> F64:
+        """Of the loss, for each pair. All rows held are multiplied: a gather costs more."""
+        right = R.T.astype(data.dtype)
+        full = data @ right[0] if self.K == 1 else (data @ right.T)[self.rows, self.classes]
+        return np.asarray(full[self.rows] if self.K == 1 else full, np.float64)
+
+    def logits(self, data: Array, move: F64) -> F64:
+        """Change of the logits (N, K) for a change of the pairs' weights."""
+        V = np.zeros((self.K, len(data)), data.dtype)
+        V[self.classes, self.rows] = move
+        return np.asarray((V @ data).T, np.float64)
+
+
+def _worst(u: F64, g: F64, penalty: F64) -> float:
+    at_zero = np.maximum(np.abs(g) - penalty, 0.0)
+    return float(np.where(u != 0, np.abs(g + penalty * np.sign(u)), at_zero).max())

@@ -1,0 +1,119 @@
+"""Masked neurons of many layers as one table, of which every candidate head reads a subset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import activations, mask
+from spin_cli.activations import Feature
+from spin_cli.config import Pooling, Site, StorageDtype
+from spin_cli.errors import ArtifactError
+
+SITES = {"hidden": (Site.HIDDEN,), "ffn": (Site.FFN,), "both": (Site.HIDDEN, Site.FFN)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One candidate head: what it reads."""
+
+    site: str
+    """A key of `SITES`."""
+    pooling: Pooling
+    eta: float
+    depth: int
+    """Position of the last layer read, in the model's order of layers."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A matrix's neurons by importance, as ``select`` stored them."""
+
+    feature: Feature
+    neurons: NDArray[np.int32]
+    cumulative: NDArray[np.float64]
+
+    def top(self, eta: float) -> NDArray[np.int32]:
+        """The mask at *eta*, most important first."""
+        return self.neurons[: mask.count_for(self.cumulative, eta)]
+
+
+def read_masks(path: Path, features: Sequence[Feature]) -> dict[Feature, Ranked]:
+    """Read every mask of a selection; `ArtifactError` where one is missing or out of range."""
+    ranked = {}
+    try:
+        with h5py.File(path, "r") as file:
+            for feature in features:
+                group = file[f"{feature.layer}{feature.dataset}"]
+                neurons, shares = group["neurons"][:], group["cumulative"][:]
+                if len(neurons) != len(shares) or (
+                    len(neurons) and not 0 <= neurons.min() <= neurons.max() < feature.width
+                ):
+                    raise ArtifactError(f"{path}: {group.name} does not fit the activations")
+                ranked[feature] = Ranked(feature, neurons.astype(np.int32), shares)
+    except (OSError, KeyError) as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error})", "Make it again: spin select … --force"
+        ) from error
+    return ranked
+
+
+class Reader:
+    """Gathers columns of the activations of some rows, and keeps what it has read.
+
+    Holding the rows here is what keeps the test split out of reach until a choice is made: the
+    search is given a reader of train and val rows alone.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        ranked: Mapping[Feature, Ranked],
+        layers: Sequence[str],
+        n_rows: int,
+        rows: NDArray[np.intp],
+        dtype: StorageDtype,
+    ) -> None:
+        self.ranked, self.layers = ranked, layers
+        self._source, self._n_rows, self._rows, self._dtype = source, n_rows, rows, dtype
+        self._kept: dict[Feature, NDArray[Any]] = {}
+
+    def matching(self, choice: Choice) -> list[Ranked]:
+        """The matrices that *choice* reads, in the model's order of layers."""
+        position = {name: index for index, name in enumerate(self.layers)}
+        found = [
+            item
+            for feature, item in self.ranked.items()
+            if feature.site in SITES[choice.site]
+            and feature.pooling is choice.pooling
+            and position[feature.layer] <= choice.depth
+        ]
+        return [item for item in found if len(item.top(choice.eta))]
+
+    def whole(self, feature: Feature) -> NDArray[Any]:
+        """All columns of one matrix, (rows, F)."""
+        return activations.read_matrix(self._source, feature, self._n_rows, self._dtype)[self._rows]
+
+    def ranked_columns(self, item: Ranked) -> NDArray[Any]:
+        """The columns of all of an item's neurons, most important first."""
+        if item.feature not in self._kept:
+            self._kept[item.feature] = self.whole(item.feature)[:, item.neurons]
+        return self._kept[item.feature]
+
+    def gather(self, choice: Choice) -> NDArray[Any]:
+        """The columns that *choice* reads, (rows, n)."""
+        parts = [
+            self.ranked_columns(item)[:, : len(item.top(choice.eta))]
+            for item in self.matching(choice)
+        ]
+        return np.hstack(parts) if parts else np.empty((len(self._rows), 0), np.float32)
+
+    def forget(self) -> None:
+        """Drop the columns that were kept."""
+        self._kept.clear()
