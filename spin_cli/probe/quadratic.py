@@ -8,22 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from spin_cli.probe.problem import centre
+
 Array = NDArray[Any]
 
-FISTA_CHUNK = 30
+FISTA_CHUNK = 15
 """FISTA steps that settle the signs before a solve with fixed signs is tried."""
 
 
 def solve_quadratic(
-    H: Array, c: Array, penalty: Array, u: Array, tol: float, max_rounds: int = 40
+    H: Array,
+    g: Array,
+    penalty: Array,
+    start: Array,
+    tol: float,
+    flat: NDArray[np.intp] | None = None,
+    max_rounds: int = 20,
 ) -> Array:
-    """Minimise ``½ uᵀHu + cᵀu + Σ_j penalty_j |u_j|``.
+    """Minimise ``½ (u-s)ᵀH(u-s) + gᵀ(u-s) + Σ_j penalty_j |u_j|`` with s = ``start``.
 
     Parameters
     ----------
     H : (m, m), symmetric, positive semi-definite
-    c, penalty, u : (m,), of H's dtype; ``u`` is where to start
+    g, penalty, start : (m,), of H's dtype
     tol : largest violation of the optimality conditions accepted
+    flat : (K, G), indices of variables such that the same number added to each of a column changes
+        nothing but the penalty (see `centre`)
 
     Notes
     -----
@@ -33,17 +43,25 @@ def solve_quadratic(
     (feature-sign search, Lee et al. 2007).
     """
     if not penalty.any():
-        return _solve_free(H, c, u)
+        return _solve_free(H, g, start)
     step = 1.0 / _largest_eigenvalue(H)
-    best_violation = np.inf
-    best = u
+    u = best = start
+    least, value = np.inf, float(penalty @ np.abs(start))
+    stalled = 0
     for _ in range(max_rounds):
-        u = _fista(H, c, penalty, u, step, FISTA_CHUNK)
-        u, gradient = _polish(H, c, penalty, u)
+        new = _fista(H, g, penalty, start, u, step, FISTA_CHUNK)
+        if flat is not None:
+            new[flat] = centre(new[flat])
+        new, gradient, new_value = _polish(H, g, penalty, start, new)
+        if not new_value <= value + abs(value) * 1e-3:
+            step *= 0.5  # the eigenvalue was underestimated, and FISTA ran away
+            continue
+        u, value = new, new_value
         worst = float(_violation(u, gradient, penalty).max())
-        if worst < best_violation:
-            best_violation, best = worst, u
-        if worst <= tol:
+        stalled = 0 if worst < 0.9 * least else stalled + 1
+        if worst < least:
+            least, best = worst, u
+        if worst <= tol or stalled > 2:  # rounding decides from here on: the caller takes over
             break
     return best
 
@@ -57,8 +75,7 @@ def _largest_eigenvalue(H: Array, steps: int = 8) -> float:
     """Power iteration from a fixed start plus a margin, never over the Frobenius norm."""
     flat = H.ravel()
     bound = float(np.sqrt(flat @ flat))
-    v = np.ones(len(H), H.dtype)
-    v[::2] *= 1.5
+    v = np.random.default_rng(0).standard_normal(len(H), np.float32).astype(H.dtype)
     v /= np.sqrt(v @ v)
     norm = 0.0
     for _ in range(steps):
@@ -70,11 +87,13 @@ def _largest_eigenvalue(H: Array, steps: int = 8) -> float:
     return min(1.2 * norm, bound) or 1.0
 
 
-def _fista(H: Array, c: Array, penalty: Array, u: Array, step: float, steps: int) -> Array:
-    threshold = penalty * step
+def _fista(
+    H: Array, g: Array, penalty: Array, start: Array, u: Array, step: float, steps: int
+) -> Array:
+    threshold = penalty * H.dtype.type(step)
     v, t = u, 1.0
     for _ in range(steps):
-        w = v - step * (H @ v + c)
+        w = v - step * (H @ (v - start) + g)
         new = w - np.clip(w, -threshold, threshold)
         moved = new - u
         if float((v - new) @ moved) > 0.0:
@@ -85,52 +104,71 @@ def _fista(H: Array, c: Array, penalty: Array, u: Array, step: float, steps: int
     return u
 
 
-def _value(H: Array, c: Array, penalty: Array, u: Array) -> float:
-    return float(u @ (0.5 * (H @ u) + c) + penalty @ np.abs(u))
+def _polish(
+    H: Array, g: Array, penalty: Array, start: Array, u: Array, tries: int = 6
+) -> tuple[Array, Array, float]:
+    """Solve with the signs held; drop what crosses zero; keep each step that is downhill.
 
-
-def _polish(H: Array, c: Array, penalty: Array, u: Array, tries: int = 6) -> tuple[Array, Array]:
-    """Solve with the signs held; drop what crosses zero; keep each step that is downhill."""
-    value = _value(H, c, penalty, u)
+    Returns
+    -------
+    u, and the gradient and the value of the quadratic there.
+    """
+    move = H @ (u - start)
+    value = float((u - start) @ (0.5 * move + g) + penalty @ np.abs(u))
     for _ in range(tries):
+        sign = np.sign(u)
         free = np.flatnonzero((u != 0) | (penalty == 0))
         if len(free) == 0:
             break
-        sign = np.sign(u[free])
-        target = _newton_target(H[np.ix_(free, free)], -(c[free] + penalty[free] * sign))
-        if target is None:
+        right = -(move + g + penalty * sign)[free]
+        step = _solve(H if len(free) == len(H) else H[np.ix_(free, free)], right)
+        if step is None:
             break
-        crossed = (target * sign < 0) & (penalty[free] > 0)
-        target[crossed] = 0
-        trial = np.zeros_like(u)
-        trial[free] = target
-        trial_value = _value(H, c, penalty, trial)
-        if not trial_value < value:
+        full = np.zeros_like(u)
+        full[free] = step
+        for t in _lengths(u, full, penalty):
+            trial = u + t * full
+            crossed = (trial * sign <= 0) & (u != 0) & (penalty > 0)
+            trial[crossed] = 0
+            trial_move = H @ (trial - start)
+            trial_value = float((trial - start) @ (0.5 * trial_move + g) + penalty @ np.abs(trial))
+            if trial_value < value:
+                break
+        else:
             break
-        u, value = trial, trial_value
-        if not crossed.any():
+        u, move, value = trial, trial_move, trial_value
+        if t == 1.0 and not crossed.any():
             break
-    return u, H @ u + c
+    return u, move + g, value
 
 
-def _newton_target(H: Array, right: Array) -> Array | None:
+def _lengths(u: Array, step: Array, penalty: Array) -> tuple[float, ...]:
+    """Step lengths to try; up to the first change of sign, the last one, the way is downhill."""
+    crossing = (u * (u + step) < 0) & (penalty > 0)
+    if not crossing.any():
+        return (1.0,)
+    first = float((-u[crossing] / step[crossing]).min())
+    # A little further, so that rounding does not leave it short of zero.
+    return 1.0, 0.5, 0.25, min(1.0, first * (1 + 8 * float(np.finfo(u.dtype).eps)))
+
+
+def _solve(H: Array, right: Array) -> Array | None:
     """``H⁻¹ right``; None where H is too close to singular for its dtype."""
     try:
         factor = cho_factor(H, lower=True, check_finite=False)
     except LinAlgError:
         return None
-    target = np.asarray(cho_solve(factor, right, check_finite=False))
-    return target if np.isfinite(target).all() else None
+    out = np.asarray(cho_solve(factor, right, check_finite=False))
+    return out if np.isfinite(out).all() else None
 
 
-def _solve_free(H: Array, c: Array, u: Array) -> Array:
+def _solve_free(H: Array, g: Array, start: Array) -> Array:
     """Minimise without a penalty; where H is singular, the smallest ridge that mends it."""
     ridge = 0.0
     unit = float(np.trace(H)) / len(H) * float(np.finfo(H.dtype).eps)
     for _ in range(12):
-        A = H + ridge * np.eye(len(H), dtype=H.dtype) if ridge else H
-        target = _newton_target(A, -(c - ridge * u))
-        if target is not None:
-            return target
+        step = _solve(H + ridge * np.eye(len(H), dtype=H.dtype) if ridge else H, -g)
+        if step is not None:
+            return np.asarray(start + step)
         ridge = max(unit, 10.0 * ridge)
-    return u
+    return start

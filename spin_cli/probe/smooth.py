@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from spin_cli.probe.problem import Array, F64, Problem
+from spin_cli.probe.problem import F64, Array, Problem
 
 
 @dataclass(frozen=True)

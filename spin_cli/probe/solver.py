@@ -14,9 +14,9 @@ MAX_PAIRS = 3000
 """Above this many weights in the working set the Hessian costs more than FISTA."""
 
 
-NEAR = 0.95
-"""Share of l1 from which a gradient puts its weight in the working set before it has to."""
-KEEP = 0.4
+CLEAR = 0.1
+"""Share of l1 by which a weight violates clearly."""
+KEEP = 0.8
 """The old Hessian is kept while each step shrinks the violation to this share."""
 
 
@@ -75,7 +75,7 @@ class Solver:
         unit = max(self.lambda_max, np.finfo(np.float64).tiny)
         self.iterations = 0
         worst, best = np.inf, np.inf
-        stuck = 0
+        stuck, first = 0, True
         while True:
             wrong = violation(self.W, self.gradient + l2 * self.W, l1)
             worst = max(float(wrong.max(initial=0.0)), self._intercept_violation()) / unit
@@ -83,19 +83,22 @@ class Solver:
             best = min(best, worst)
             if worst <= tol or self.iterations >= max_iter or stuck > 5:
                 return worst
-            classes, features = self._working_set(wrong, l1, l2)
-            self._descend(
-                classes, features, l1, l2, max(0.1 * worst, 0.3 * tol) * unit, max_iter
-            )
+            classes, features = self._working_set(wrong, l1, first)
+            first = False
+            self._descend(classes, features, l1, l2, max(0.1 * worst, 0.3 * tol) * unit, max_iter)
             self.gradient = self.problem.gradient(self.problem.residual(self.z))
 
     def _intercept_violation(self) -> float:
         return float(np.abs(self.problem.residual(self.z).sum(0)).max())
 
-    def _working_set(self, wrong: F64, l1: float, l2: float) -> tuple[Index, Index]:
-        """Weights that are not zero, or that are or nearly are in violation."""
-        near = np.abs(self.gradient + l2 * self.W) > NEAR * l1
-        classes, features = np.nonzero((self.W != 0) | near | (wrong > 0))
+    def _working_set(self, wrong: F64, l1: float, first: bool) -> tuple[Index, Index]:
+        """Weights that are not zero or that violate; at first only if they violate clearly.
+
+        Right behind a step to a smaller penalty many do, and most of the slight ones no longer once
+        the others have moved.
+        """
+        clear = wrong > (CLEAR * l1 if first else 0.0)
+        classes, features = np.nonzero((self.W != 0) | clear)
         return classes, features
 
     def _descend(
@@ -137,9 +140,7 @@ class Solver:
                 self.stale = True
                 return
 
-    def _newton(
-        self, pairs: _Pairs, u: F64, g: F64, penalty: F64, l2: float, tol: float
-    ) -> bool:
+    def _newton(self, pairs: _Pairs, u: F64, g: F64, penalty: F64, l2: float, tol: float) -> bool:
         """One step with a line search; False where no step goes down."""
         self.iterations += 1
         P = self.problem.probs(self.z)
@@ -147,9 +148,16 @@ class Solver:
         K, eps = self.problem.K, np.finfo(H.dtype).eps
         H.flat[:: len(H) + 1] += 4 * eps * np.trace(H) / len(H)
         H.flat[K * (len(H) + 1) :: len(H) + 1] += l2
-        c = g - H.astype(np.float64) @ u
+        if K > 1:  # the same shift of all intercepts changes nothing: hold it still
+            H[:K, :K] += np.trace(H[:K, :K]) / K**2
+        dtype = H.dtype
         target = solve_quadratic(
-            H, c.astype(H.dtype), penalty.astype(H.dtype), u.astype(H.dtype), tol
+            H,
+            g.astype(dtype),
+            penalty.astype(dtype),
+            u.astype(dtype),
+            tol,
+            pairs.flat() if K > 1 and l2 == 0.0 else None,
         ).astype(np.float64)
         move = target - u
         dz = pairs.logits(self.columns.data, move)
@@ -175,6 +183,13 @@ class _Pairs:
 
     def __init__(self, classes: Index, rows: Index, features: Index, K: int) -> None:
         self.classes, self.rows, self.features, self.K = classes, rows, features, K
+
+    def flat(self) -> Index:
+        """Positions (K, G) of the features that are in the set with every class."""
+        order = np.lexsort((self.classes[self.K :], self.features))
+        features, counts = np.unique(self.features, return_counts=True)
+        whole = np.isin(self.features[order], features[counts == self.K])
+        return np.asarray(order[whole].reshape(-1, self.K).T + self.K)
 
     def gradient(self, data: Array, R: F64) -> F64:
         """Of the loss, for each pair. All rows held are multiplied: a gather costs more."""

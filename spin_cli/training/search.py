@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics, probe
-from spin_cli.config import Metric, Pooling, TrainConfig
+from spin_cli.config import Metric, Pooling, TrainConfig, worker_count
 from spin_cli.training.table import Choice, Reader
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -143,7 +143,6 @@ def try_all(
     reader: Reader,
     split: Split,
     config: TrainConfig,
-    workers: int,
     step: Callable[[], None],
 ) -> list[Candidate]:
     """Fit a head to every choice, side by side, each on one core.
@@ -166,7 +165,7 @@ def try_all(
             reader.ranked_columns(item)
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", probe.ConvergenceWarning)  # candidates may be loose
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(worker_count(config.workers)) as pool:
             try:
                 return [found for found in pool.map(one, listed) if found is not None]
             except BaseException:

@@ -16,6 +16,7 @@ from spin_cli.activations import Feature
 from spin_cli.config import Pooling, Site, StorageDtype
 from spin_cli.errors import ArtifactError
 
+MASKS = "masks.h5"
 SITES = {"hidden": (Site.HIDDEN,), "ffn": (Site.FFN,), "both": (Site.HIDDEN, Site.FFN)}
 
 
