@@ -275,7 +275,7 @@ def test_stopping_early_is_a_warning_and_is_recorded():
     [
         (3.0, 0.0, "solver.fista"),
         (2.0, 1.0, "solver.fista"),
-        (0.0, 2.0, "logistic.minimise_smooth"),
+        (0.0, 2.0, "solver.minimise_smooth"),
     ],
 )
 def test_first_order_methods_reach_the_newton_optimum(monkeypatch, l1, l2, method):
@@ -291,7 +291,6 @@ def test_first_order_methods_reach_the_newton_optimum(monkeypatch, l1, l2, metho
 
     monkeypatch.setattr(f"spin_cli.probe.{method}", spy)
     monkeypatch.setattr("spin_cli.probe.solver.MAX_PAIRS", 0)
-    monkeypatch.setattr("spin_cli.probe.logistic.MAX_PAIRS", 0)
     got = fit(X, y, 3, l1=l1, l2=l2, tol=1e-7, max_iter=20_000)
     assert calls
     assert got.converged

@@ -111,6 +111,7 @@ def test_the_chosen_fit_is_a_settled_optimum(n_classes, multi_class):
     assert chosen.converged
     assert chosen.kkt <= 1e-5
     assert path.scores[path.best] == accuracy(data[3], predict_proba(chosen, data[2], n_classes))
+    assert path.scores[path.best] == max(path.scores)
     alone = fit(
         data[0].astype(np.float64),
         data[1],

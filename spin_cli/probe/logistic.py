@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from spin_cli.errors import DataError
 from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.results import ConvergenceWarning, Fit
-from spin_cli.probe.smooth import minimise_smooth
-from spin_cli.probe.solver import MAX_PAIRS, Solver
+from spin_cli.probe.solver import Solver
 from spin_cli.probe.threads import one_blas_thread
 
 DEFAULT_TOL = 1e-5
@@ -83,9 +82,6 @@ def fit(
         return constant(X, only, n_classes, l1 + l2)
     problem = make_problem(X, y, n_classes, weight)
     W, b = (None, None) if init is None else (init.coef, init.intercept)
-    if l1 == 0.0 and problem.K * X.shape[1] > MAX_PAIRS:
-        result = minimise_smooth(problem, l2, W, b, tol, max_iter)
-        return certify(problem, result.W, result.b, l1, l2, result.iterations, tol)
     with one_blas_thread():
         solver = Solver(problem, W, b)
         # Half: what the certificate in float64 finds may be a little more.

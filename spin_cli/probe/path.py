@@ -92,10 +92,13 @@ def _descend(
         scores.append(judge(fits[-1]))
         if scores[::-1].index(max(scores)) >= patience:
             break
-    best = int(np.argmax(scores))
-    l1 = float(grid[best]) * l1_ratio
-    fits[best] = walk.settle(fits[best], l1, float(grid[best]) - l1)
-    scores[best] = judge(fits[best])
+    settled: set[int] = set()
+    while (best := int(np.argmax(scores))) not in settled:
+        # Settled, a fit may score a little lower than another: then that one is settled too.
+        l1 = float(grid[best]) * l1_ratio
+        fits[best] = walk.settle(fits[best], l1, float(grid[best]) - l1)
+        scores[best] = judge(fits[best])
+        settled.add(best)
     return Path(tuple(fits), tuple(scores), best)
 
 
@@ -140,7 +143,8 @@ class _Walk:
         if solver is None:
             return constant(self.X, self.fixed[i] or 0, 2, l1 + l2)
         if start is None:
-            tol = max(LOOSE * (l1 or l2) / solver.lambda_max, self.tol)
+            # A ridge penalty says nothing about the size of gradients: a share of the largest.
+            tol = max(LOOSE * (l1 / solver.lambda_max if l1 else 0.01), self.tol)
             kkt = solver.solve(l1, l2, tol, self.max_iter)
             return solver.snapshot(l1, l2, kkt, tol)
         rows = slice(i, i + 1) if self.ovr else slice(None)

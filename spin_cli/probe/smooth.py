@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import minimize
 
-from spin_cli.probe.problem import F64, Array, Problem
-
-
-@dataclass(frozen=True)
-class Smooth:
-    """A minimiser W (K, d), b (K,) and the number of L-BFGS steps."""
-
-    W: F64
-    b: F64
-    iterations: int
+from spin_cli.probe.problem import F64, Problem
 
 
 def minimise_smooth(
-    problem: Problem, l2: float, W: Array | None, b: F64 | None, tol: float, max_iter: int
-) -> Smooth:
-    """Minimise ``f + l2/2 ‖W‖²`` by L-BFGS with products in X's dtype and the rest in float64.
+    problem: Problem, W: F64, b: F64, l2: float, tol: float, max_iter: int
+) -> tuple[F64, F64, int]:
+    """Minimise ``f + l2/2 ‖W‖²`` by L-BFGS, with products in X's dtype and the rest in float64.
 
     Parameters
     ----------
-    tol : largest gradient entry accepted, relative to `Problem.lambda_max`
+    W, b : (K, d), (K,), where to start
+    tol : largest entry of the gradient accepted, absolute
+
+    Returns
+    -------
+    W, b, and the number of steps.
     """
-    K, d = problem.K, problem.X.shape[1]
-    unit = max(problem.lambda_max(), np.finfo(np.float64).tiny)
-    W = np.zeros((K, d)) if W is None else W.astype(np.float64)
-    b = problem.null_intercept() if b is None else b
+    K, d = W.shape
     # As in scikit-learn: an objective per unit of weight keeps L-BFGS's first step in bounds.
     total = problem.weight.sum()
 
@@ -51,9 +42,9 @@ def minimise_smooth(
         options={
             "maxiter": max_iter,
             "maxfun": 2 * max_iter,
-            "gtol": 0.5 * tol * unit / total,
+            "gtol": 0.5 * tol / total,
             "ftol": 1e-15,
             "maxcor": 20,
         },
     )
-    return Smooth(out.x[: K * d].reshape(K, d), out.x[K * d :], int(out.nit))
+    return out.x[: K * d].reshape(K, d), out.x[K * d :], int(out.nit)

@@ -9,6 +9,7 @@ from spin_cli.probe.fista import fista
 from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.quadratic import solve_quadratic
 from spin_cli.probe.results import Fit
+from spin_cli.probe.smooth import minimise_smooth
 
 MAX_PAIRS = 3000
 """Above this many weights in the working set the Hessian costs more than FISTA."""
@@ -16,8 +17,9 @@ MAX_PAIRS = 3000
 
 CLEAR = 0.1
 """Share of l1 by which a weight violates clearly."""
-KEEP = 0.8
-"""The old Hessian is kept while each step shrinks the violation to this share."""
+KEEP_SMALL, KEEP_LARGE, LARGE = 0.4, 0.8, 200
+"""The old Hessian is kept while each step shrinks the violation to this share; longer where the
+working set is large and a new Hessian dear."""
 
 
 class Solver:
@@ -104,15 +106,10 @@ class Solver:
     def _descend(
         self, classes: Index, features: Index, l1: float, l2: float, tol: float, max_iter: int
     ) -> None:
-        self.columns.add(np.unique(features))
         if len(features) > MAX_PAIRS:
-            steps = max_iter - self.iterations
-            self.W, self.b, used = fista(
-                self.problem, self.columns, self.W, self.b, l1, l2, tol, steps
-            )
-            self.z = self.problem.logits(self.W, self.b)
-            self.iterations += used
+            self._first_order(features, l1, l2, tol, max_iter - self.iterations)
             return
+        self.columns.add(np.unique(features))
         K = self.problem.K
         pairs = _Pairs(
             np.concatenate([np.arange(K), classes]),
@@ -131,14 +128,29 @@ class Solver:
             worst = _worst(u, g, penalty)
             if worst <= tol or self.iterations >= max_iter:
                 return
-            # The old Hessian is good enough while it halves the violation at each step.
-            if self.stale or worst > KEEP * before:
+            keep = KEEP_SMALL if len(u) < LARGE else KEEP_LARGE
+            if self.stale or worst > keep * before:
                 self.curvature.reset(self.problem.probs(self.z))
                 self.stale = False
             before = worst
             if not self._newton(pairs, u, g, penalty, l2, 0.1 * worst):
                 self.stale = True
                 return
+
+    def _first_order(
+        self, features: Index, l1: float, l2: float, tol: float, max_iter: int
+    ) -> None:
+        """L-BFGS without an l1 penalty, else FISTA."""
+        problem = self.problem
+        if l1 == 0.0:
+            self.W, self.b, used = minimise_smooth(problem, self.W, self.b, l2, tol, max_iter)
+        else:
+            self.columns.add(np.unique(features))
+            self.W, self.b, used = fista(
+                problem, self.columns, self.W, self.b, l1, l2, tol, max_iter
+            )
+        self.z = problem.logits(self.W, self.b)
+        self.iterations += used
 
     def _newton(self, pairs: _Pairs, u: F64, g: F64, penalty: F64, l2: float, tol: float) -> bool:
         """One step with a line search; False where no step goes down."""

@@ -1,0 +1,107 @@
+"""Options that several commands share, as types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spin_cli.config import Dtype, Format, Long, Metric, Side, StorageDtype
+
+INPUT = "Input"
+MODEL = "Model"
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A file, or a folder with train.* [val.*|dev.*|validation.*] [test.*]."
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides what is split off for val.")]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Fits done side by side; 0: one for each core.")
+]
+TextColumn = Annotated[
+    str, typer.Option("--text-column", help="Column of the text.", rich_help_panel=INPUT)
+]
+LabelColumn = Annotated[
+    str, typer.Option("--label-column", help="Column of the label.", rich_help_panel=INPUT)
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option("--id-column", help="Column of ids; else rows are numbered.", rich_help_panel=INPUT),
+]
+FileFormat = Annotated[
+    Format, typer.Option("--format", help="Format of the input.", rich_help_panel=INPUT)
+]
+ValFraction = Annotated[
+    float,
+    typer.Option(
+        "--val-fraction", help="Share of train that becomes val without a val file.",
+        rich_help_panel=INPUT,
+    ),
+]  # fmt: skip
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Revision of a hub model.", rich_help_panel=MODEL)
+]
+ComputeDtype = Annotated[
+    Dtype, typer.Option("--dtype", help="Number type to compute in.", rich_help_panel=MODEL)
+]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", rich_help_panel=MODEL)
+]
+RemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Load pickled weights too.", rich_help_panel=MODEL),
+]
+MaxLength = Annotated[
+    int,
+    typer.Option("--max-length", min=1, help="Most tokens of a text.", rich_help_panel=MODEL),
+]
+TruncationSide = Annotated[
+    Side, typer.Option("--truncation-side", help="Which end is cut.", rich_help_panel=MODEL)
+]
+LongTexts = Annotated[
+    Long, typer.Option("--long", help="What to do with longer texts.", rich_help_panel=MODEL)
+]
+PromptTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-template", help="File with one {text} in it.", rich_help_panel=MODEL
+    ),
+]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option("--batch-tokens", min=1, help="Tokens in a batch.", rich_help_panel=MODEL),
+]
+Storage = Annotated[
+    StorageDtype, typer.Option("--storage-dtype", help="Number type on the disk.")
+]
+Sites = Annotated[str, typer.Option("--site", help="Where to read: hidden, ffn.")]
+Poolings = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling",
+        help="mean, max, last, first; default mean,max,last (encoders: first instead of last).",
+    ),
+]
+Layers = Annotated[
+    str | None, typer.Option("--layers", help="As 0-12 or 0,3,6; default all.")
+]
+ChooseBy = Annotated[
+    Metric | None,
+    typer.Option("--metric", help="What is chosen by; default accuracy, macro-f1 if uneven."),
+]

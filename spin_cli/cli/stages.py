@@ -1,0 +1,326 @@
+"""``spin extract``, ``spin select`` and ``spin train``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from spin_cli.cli import options as o
+from spin_cli.cli.terminal import human_bytes, print_json, print_table, progress_bar, say
+from spin_cli.config import (
+    DEFAULT_ETAS,
+    DEFAULT_MAX_LENGTH,
+    DataConfig,
+    Dtype,
+    ExtractConfig,
+    Format,
+    Long,
+    ModelConfig,
+    Pooling,
+    SelectConfig,
+    Side,
+    Site,
+    StorageDtype,
+    TrainConfig,
+)
+from spin_cli.errors import UsageError
+
+Choice = TypeVar("Choice", bound=Enum)
+
+
+def listed(option: str, text: str, kind: type[Choice]) -> tuple[Choice, ...]:
+    """Members of *kind* from a comma-separated list."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    allowed = [member.value for member in kind]
+    for name in names:
+        if name not in allowed:
+            raise UsageError(f"{option} {text}: {name!r} is none of {', '.join(allowed)}")
+    if not names:
+        raise UsageError(f"{option}: expected one or more of {', '.join(allowed)}")
+    return tuple(kind(name) for name in dict.fromkeys(names))
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers in (0, 1] from a comma-separated list, in growing order."""
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: expected numbers with commas between") from error
+    if not values or values[0] <= 0 or values[-1] > 1:
+        raise UsageError(f"{option} {text}: expected numbers above 0 and up to 1")
+    return tuple(values)
+
+
+def read_template(path: Path | None) -> str | None:
+    """A prompt template from its file."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--prompt-template {path}: cannot be read ({error})") from error
+    if text.count("{text}") != 1:
+        raise UsageError(f"--prompt-template {path}: expected {{text}} once, found {text.count('{text}')}")
+    return text
+
+
+def extract(
+    data: o.Data,
+    model: o.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    site: o.Sites = "hidden,ffn",
+    pooling: o.Poolings = None,
+    layers: o.Layers = None,
+    storage_dtype: o.Storage = StorageDtype.FLOAT16,
+    text_column: o.TextColumn = "text",
+    label_column: o.LabelColumn = "label",
+    id_column: o.IdColumn = None,
+    format: o.FileFormat = Format.AUTO,  # noqa: A002 - the option's own name
+    val_fraction: o.ValFraction = 0.1,
+    seed: o.Seed = 0,
+    revision: o.Revision = None,
+    dtype: o.ComputeDtype = Dtype.AUTO,
+    device: o.Device = "auto",
+    max_length: o.MaxLength = DEFAULT_MAX_LENGTH,
+    truncation_side: o.TruncationSide = Side.RIGHT,
+    long: o.LongTexts = Long.TRUNCATE,
+    prompt_template: o.PromptTemplate = None,
+    batch_tokens: o.BatchTokens = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all and print an estimate; write nothing.")
+    ] = False,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Write the activations of every layer to HDF5, one file per layer.
+
+    Interrupted? The same command goes on where it was.
+
+    Example: `spin extract sample_data/reviews -m bundled:minilm -o run/activations`
+    """
+    config = ExtractConfig(
+        data=DataConfig(text_column, label_column, id_column, format, val_fraction, seed),
+        model=ModelConfig(
+            model=model, revision=revision, dtype=dtype, device=device,
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, max_length=max_length,
+            truncation_side=truncation_side, long=long,
+            prompt_template=read_template(prompt_template), batch_tokens=batch_tokens,
+        ),
+        sites=listed("--site", site, Site),
+        poolings=None if pooling is None else listed("--pooling", pooling, Pooling),
+        layers=layers,
+        storage_dtype=storage_dtype,
+    )  # fmt: skip
+    from spin_cli import extraction
+
+    if dry_run:
+        show_estimate(extraction.estimate(extraction.plan(data, config)), json)
+        return
+    show_extracted(run_extract(data, output, config, force), output, json)
+
+
+def run_extract(data: Path, output: Path, config: ExtractConfig, force: bool) -> dict[str, Any]:
+    """Run the stage under a progress bar; a Ctrl-C says how to go on."""
+    from spin_cli import extraction
+
+    say(f"extract: {config.model.model} reads {data}")
+    try:
+        with progress_bar("extract") as progress:
+            return extraction.extract(data, output, config, force=force, progress=progress)
+    except KeyboardInterrupt:
+        say(f"stopped; what is done is kept in {output}.partial: the same command goes on from there")
+        raise
+
+
+def show_estimate(found: dict[str, Any], json: bool) -> None:
+    """Print what a dry run found."""
+    if json:
+        print_json(found)
+        return
+    print_table(
+        "Dry run: nothing was written",
+        ["", "estimate"],
+        [
+            ["texts", f"{found['rows']:,}"],
+            ["tokens", f"{found['tokens']:,}"],
+            ["matrices", f"{found['features']:,}"],
+            ["disk", human_bytes(found["disk_bytes"])],
+        ],
+    )
+
+
+def show_extracted(manifest: dict[str, Any], output: Path, json: bool) -> None:
+    """Print what was extracted and the next command."""
+    counts, log = manifest["counts"], manifest["log"]
+    if json:
+        print_json({"stage": "extract", "output": output, "counts": counts, "log": log})
+        return
+    for warning in manifest["warnings"]:
+        say(f"note: {warning}")
+    if counts["truncated"]:
+        say(f"note: {counts['truncated']:,} of {counts['rows']:,} texts were cut to the limit")
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    print_table(
+        f"Activations in {output}",
+        ["texts", "train", "val", "test", "tokens", "layers", "size", "texts/s"],
+        [
+            [
+                *[f"{counts[name]:,}" for name in ("rows", "train", "val", "test", "tokens")],
+                str(len({feature["layer"] for feature in manifest["features"]})),
+                human_bytes(size),
+                f"{log['rows_per_second']:.0f}",
+            ]
+        ],
+    )
+    say(f"next: spin select {output}")
+
+
+def select(
+    source: Annotated[Path, typer.Argument(metavar="ACTIVATIONS", help="Folder of `spin extract`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write [default: beside it].")
+    ] = None,
+    metric: o.ChooseBy = None,
+    eta: Annotated[
+        str, typer.Option("--eta", help="Shares of the importance to list masks for.")
+    ] = ",".join(f"{value:g}" for value in DEFAULT_ETAS),
+    path_points: Annotated[
+        int, typer.Option("--path-points", min=2, help="Penalties tried per probe.")
+    ] = SelectConfig.path_points,
+    seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
+    workers: o.Workers = 0,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Fit a probe per layer, site and pooling, and rank its neurons.
+
+    Example: `spin select run/activations`
+    """
+    config = SelectConfig(
+        metric=metric, etas=numbers("--eta", eta), path_points=path_points, workers=workers, seed=seed
+    )
+    output = output or source.parent / "selection"
+    show_selected(run_select(source, output, config, force), output, json)
+
+
+def run_select(source: Path, output: Path, config: SelectConfig, force: bool) -> dict[str, Any]:
+    """Run the stage under a progress bar."""
+    from spin_cli import selection
+
+    say(f"select: probes on {source}")
+    with progress_bar("select") as progress:
+        return selection.select(source, output, config, force=force, progress=progress)
+
+
+def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
+    """Print the best probes and the next command."""
+    if json:
+        print_json(
+            {"stage": "select", "output": output, "scores": manifest["scores"], "log": manifest["log"]}
+        )
+        return
+    best = sorted(manifest["scores"], key=lambda row: -float(row["val_score"]))[:8]
+    last = list(best[0])[-1]
+    print_table(
+        f"Best of {len(manifest['scores'])} probes, by {manifest['metric']} on val",
+        ["layer", "site", "pooling", manifest["metric"], "C", "neurons", "of"],
+        [
+            [
+                row["layer"], row["site"], row["pooling"], f"{float(row['val_score']):.4f}",
+                f"{float(row['C']):.3g}", str(row[last]), str(row["width"]),
+            ]
+            for row in best
+        ],
+    )  # fmt: skip
+    if unconverged := manifest["counts"]["unconverged"]:
+        say(f"note: {unconverged} probes stopped short of full convergence (see scores.csv)")
+    say(f"next: spin train {output}")
+
+
+def train(
+    source: Annotated[Path, typer.Argument(metavar="SELECTION", help="Folder of `spin select`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write [default: beside it].")
+    ] = None,
+    metric: o.ChooseBy = None,
+    site: Annotated[
+        str, typer.Option("--site", help="Sites to search: hidden, ffn, both.")
+    ] = "hidden,ffn,both",
+    eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = ",".join(
+        f"{value:g}" for value in DEFAULT_ETAS
+    ),
+    max_layer: Annotated[
+        int | None, typer.Option("--max-layer", min=0, help="Deepest layer allowed.")
+    ] = None,
+    max_neurons: Annotated[
+        int | None, typer.Option("--max-neurons", min=1, help="Most neurons allowed.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
+    workers: o.Workers = 0,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Search for the best head on the masked neurons, on validation data.
+
+    The test split is read once, after the choice.
+
+    Example: `spin train run/selection`
+    """
+    names = tuple(part.strip() for part in site.split(","))
+    if not names or set(names) - {"hidden", "ffn", "both"}:
+        raise UsageError(f"--site {site}: expected some of hidden, ffn, both")
+    config = TrainConfig(
+        metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
+        max_neurons=max_neurons, workers=workers, seed=seed,
+    )  # fmt: skip
+    output = output or source.parent / "head"
+    show_trained(run_train(source, output, config, force), output, json)
+
+
+def run_train(source: Path, output: Path, config: TrainConfig, force: bool) -> dict[str, Any]:
+    """Run the stage under a progress bar."""
+    from spin_cli import training
+
+    say(f"train: searching for a head on {source}")
+    with progress_bar("train") as progress:
+        return training.train(source, output, config, force=force, progress=progress)
+
+
+def show_trained(manifest: dict[str, Any], output: Path, json: bool) -> None:
+    """Print the head beside the last-layer baseline, and the next command."""
+    report = manifest["metrics"]
+    if json:
+        summary = {key: value for key, value in report.items() if key != "candidates"}
+        print_json({"stage": "train", "output": output, "metrics": summary, "log": manifest["log"]})
+        return
+    print_report(report)
+    say(f"next: spin predict {output} texts.csv")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table that ends `train` and `demo`."""
+    chosen, base = report["chosen"], report["last_layer"]
+    rows = []
+    for name, scores, depth, neurons in (
+        ("last layer", base, base["layer"], "all"),
+        ("SPIN", report["spin"], chosen["layer"], f"{chosen['neurons']:,}"),
+    ):
+        for split in ("val", "test"):
+            if split in scores:
+                s = scores[split]
+                auroc = f"{s['auroc']:.4f}" if "auroc" in s else "–"
+                rows.append(
+                    [name, split, f"{s['accuracy']:.4f}", f"{s['macro_f1']:.4f}", auroc,
+                     f"{s['log_loss']:.4f}", depth, neurons]
+                )  # fmt: skip
+    print_table(
+        f"Chosen by {report['metric']} on {report['rows']['val']} val texts:"
+        f" {chosen['site']}, {chosen['pooling']}, eta {chosen['eta']:g}",
+        ["head", "split", "accuracy", "macro-F1", "AUROC", "log loss", "up to", "neurons"],
+        rows,
+    )
