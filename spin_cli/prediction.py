@@ -24,7 +24,7 @@ from spin_cli.config import Dtype, Long, ModelConfig, Pooling, PredictConfig, Si
 from spin_cli.dataset import Row, read_rows
 from spin_cli.errors import ArtifactError, DataError, ModelError, UsageError
 from spin_cli.head import Head, load_head
-from spin_cli.probe import class_probabilities
+from spin_cli.probe.results import probabilities
 
 FIRST_WINDOW, WINDOW = 16, 512
 """Texts handled together: few at first, so that the first answer comes soon."""
@@ -75,7 +75,11 @@ class Predictor:
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Class probabilities (n, n_classes) of *texts*."""
-        return class_probabilities(self.head.logits(self.features(texts)[0]))
+        return self.classify(self.features(texts)[0])
+
+    def classify(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Class probabilities (n, n_classes) of gathered neurons (n, neurons)."""
+        return probabilities(self.head.logits(values), len(self.head.classes), "multinomial")
 
 
 def open_predictor(folder: Path, config: PredictConfig) -> Predictor:
@@ -149,7 +153,7 @@ def predict(
     stream, size, total = iter(rows), FIRST_WINDOW, 0
     while window := list(islice(stream, size)):
         values, truncated = predictor.features([row.text for row in window])
-        probs = class_probabilities(predictor.head.logits(values))
+        probs = predictor.classify(values)
         labels = metrics.decide(probs, predictor.head.threshold)
         for row, p, label, cut in zip(window, probs, labels, truncated, strict=True):
             yield row, _prediction(predictor.head, row.id, p, int(label), bool(cut))

@@ -84,9 +84,23 @@ def fit(
     W, b = (None, None) if init is None else (init.coef, init.intercept)
     with one_blas_thread():
         solver = Solver(problem, W, b)
+        if init is None and l1 > 0.0:
+            _approach(solver, l1, l2, max_iter)
         # Half: what the certificate in float64 finds may be a little more.
         solver.solve(l1, l2, 0.5 * tol, max_iter)
         return certify(problem, solver.W, solver.b, l1, l2, solver.iterations, tol)
+
+
+def _approach(solver: Solver, l1: float, l2: float, max_iter: int) -> None:
+    """Halve the penalty from `lambda_max` down to near ``l1``, solving each roughly.
+
+    From all zero, nearly every weight violates a small penalty; on the way down only those that
+    will count ever join the working set.
+    """
+    penalty = 0.5 * solver.lambda_max
+    while penalty > 1.5 * l1:
+        solver.solve(penalty, l2, 0.1 * penalty / solver.lambda_max, max_iter)
+        penalty *= 0.5
 
 
 def certify(
