@@ -24,7 +24,7 @@ from spin_cli.errors import ArtifactError
 
 SAMPLES = "samples.h5"
 CHUNK_BYTES = 2**18
-DISK_DTYPES = {
+DISK_DTYPES: dict[StorageDtype, np.dtype[Any]] = {
     StorageDtype.FLOAT16: np.dtype("<f2"),
     StorageDtype.FLOAT32: np.dtype("<f4"),
     StorageDtype.BFLOAT16: np.dtype("<u2"),
@@ -76,9 +76,7 @@ def from_disk(stored: NDArray[Any], dtype: StorageDtype) -> NDArray[Any]:
 # -- writing ---------------------------------------------------------------------------------
 
 
-def create_layer(
-    path: Path, features: Sequence[Feature], rows: int, dtype: StorageDtype
-) -> None:
+def create_layer(path: Path, features: Sequence[Feature], rows: int, dtype: StorageDtype) -> None:
     """Create a layer file of its final size, every chunk allocated, nothing written yet.
 
     Raises
@@ -142,7 +140,7 @@ class RowWriter:
             chunk, inside = divmod(start + done, rows_per_chunk)
             count = min(rows_per_chunk - inside, len(block) - done)
             place = offsets[chunk] + inside * row_bytes
-            _write_all(descriptor, memoryview(block[done : done + count]).cast("B"), place)
+            _write_all(descriptor, block[done : done + count].tobytes(), place)
             done += count
 
     def sync(self) -> None:
@@ -171,7 +169,7 @@ def _chunk_places(dataset: Any) -> tuple[int, list[int]]:
     return rows, [places[index] for index in range(len(places))]
 
 
-def _write_all(descriptor: int, data: memoryview, place: int) -> None:
+def _write_all(descriptor: int, data: bytes, place: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, place)
         data, place = data[written:], place + written

@@ -93,6 +93,8 @@ SPLITS = ("train", "val", "test")
 """Split names in the order in which their rows are stored."""
 
 DEFAULT_ETAS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+DEFAULT_ETAS_TEXT = ",".join(f"{eta:g}" for eta in DEFAULT_ETAS)
+"""The same as it is typed."""
 DEFAULT_MAX_LENGTH = 512
 MAX_TEXT_CHARS = 2_000_000
 """A longer text is refused: it is a file in one field, most likely a broken quote."""
@@ -201,5 +203,7 @@ class PredictConfig:
 
 def worker_count(wanted: int) -> int:
     """Threads to use: what was asked for, else one for each core this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return wanted or cores

@@ -116,7 +116,13 @@ def load_head(folder: Path) -> Head:
         if not isinstance(entries, list) or not 0 < len(entries) <= MAX_FEATURES:
             raise ValueError("features: expected a list of layers, sites and poolings")
         names = [
-            (str(e["layer"]), Site(e["site"]), Pooling(e["pooling"]), int(e["width"]), int(e["neurons"]))
+            (
+                str(e["layer"]),
+                Site(e["site"]),
+                Pooling(e["pooling"]),
+                int(e["width"]),
+                int(e["neurons"]),
+            )
             for e in entries
         ]
         tensors = _read_tensors(folder / WEIGHTS, {_key(*name[:3]) for name in names})
@@ -187,7 +193,9 @@ def _checked_feature(
     neurons = tensors[_key(layer, site, pooling)]
     right = neurons.dtype == np.int32 and neurons.shape == (count,) and 0 < count <= width
     if not right or width > MAX_WIDTH or neurons.min() < 0 or neurons.max() >= width:
-        raise ValueError(f"{layer} {site.value} {pooling.value}: neurons do not fit its width {width}")
+        raise ValueError(
+            f"{layer} {site.value} {pooling.value}: neurons do not fit its width {width}"
+        )
     return HeadFeature(layer, site, pooling, width, neurons)
 
 

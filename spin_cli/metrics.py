@@ -67,7 +67,7 @@ def decide(probs: Probs, threshold: float | None = None) -> Codes:
     """Predicted classes: the likeliest; with a threshold (two classes) class 1 from there on."""
     if threshold is not None and probs.shape[1] == 2:
         return (probs[:, 1] >= threshold).astype(np.int64)
-    return probs.argmax(1)
+    return np.asarray(probs.argmax(1))
 
 
 def score_function(metric: Metric) -> Callable[[Codes, Probs], float]:

@@ -22,7 +22,7 @@ from spin_cli.activations import from_disk, to_disk
 from spin_cli.backbone import Backbone
 from spin_cli.config import Dtype, Long, ModelConfig, Pooling, PredictConfig, Side, Site
 from spin_cli.dataset import Row, read_rows
-from spin_cli.errors import ArtifactError, DataError, ModelError, UsageError
+from spin_cli.errors import ArtifactError, DataError, ModelError
 from spin_cli.head import Head, load_head
 from spin_cli.probe.results import probabilities
 
@@ -57,14 +57,21 @@ class Predictor:
         start = 0
         for feature in self.head.features:
             stop = start + len(feature.neurons)
-            places[feature.layer, feature.site, feature.pooling] = slice(start, stop), feature.neurons
+            places[feature.layer, feature.site, feature.pooling] = (
+                slice(start, stop),
+                feature.neurons,
+            )
             wanted.setdefault((feature.layer, feature.site), []).append(feature.pooling)
             start = stop
         dtype = self.head.storage_dtype
         for batch in backbone.plan_batches([len(e.ids) for e in encoded], self.model.batch_tokens):
 
             def sink(
-                layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor, at: list[int] = batch
+                layer: str,
+                site: Site,
+                pooling: Pooling,
+                vectors: torch.Tensor,
+                at: list[int] = batch,
             ) -> None:
                 columns, neurons = places[layer, site, pooling]
                 picked = vectors.cpu().numpy()[:, neurons]
@@ -207,9 +214,3 @@ class Evaluation:
             raise DataError("no rows to evaluate")
         codes, probs = np.array(self._codes), np.array(self._probs)
         return metrics.evaluate(codes, probs, self._head.classes, self._head.threshold)
-
-
-def check_output(source: str, output: Path | None) -> None:
-    """Refuse to write over the input."""
-    if output is not None and source != "-" and output.resolve() == Path(source).resolve():
-        raise UsageError(f"{output}: is the input; name another file with -o")

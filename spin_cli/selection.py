@@ -110,16 +110,18 @@ def features_of(manifest: dict[str, Any]) -> tuple[Feature, ...]:
     """The matrices that an activations manifest lists."""
     try:
         return tuple(
-            Feature(f["layer"], Site(f["site"]), Pooling(f["pooling"]), int(f["width"]), f["hookpoint"])
+            Feature(
+                f["layer"], Site(f["site"]), Pooling(f["pooling"]), int(f["width"]), f["hookpoint"]
+            )
             for f in manifest["features"]
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"the activations' manifest lists its features wrongly: {error}") from error
+        raise ArtifactError(
+            f"the activations' manifest lists its features wrongly: {error}"
+        ) from error
 
 
-def read_labels(
-    source: Path, manifest: dict[str, Any]
-) -> tuple[Samples, NDArray[np.int64]]:
+def read_labels(source: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArray[np.int64]]:
     """The samples of an activations folder, and each row's class code.
 
     Raises
@@ -269,7 +271,7 @@ def _kept(item: Probed, config: SelectConfig) -> list[int]:
 
 
 def _write_probes(path: Path, probed: Iterable[Probed]) -> None:
-    tensors = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for item in probed:
         name = f"{item.feature.layer}{item.feature.dataset}".replace("/", ".")
         tensors[f"{name}.weight"] = item.coef

@@ -28,7 +28,7 @@ from spin_cli import backbone
 from spin_cli.config import Long, ModelConfig, Pooling, Side, Site
 from spin_cli.errors import DataError, ModelError
 
-WORDS = "the a film was not very good bad at all but I liked it never dull and then again".split()
+WORDS = "the a film was not very good bad at all but I liked it never dull and then again".split()  # noqa: SIM905
 TEXTS = [
     "the film was not good",
     "a",
@@ -131,12 +131,13 @@ def plain_loop(folder, name, texts):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if name == "t5":
         paths = {
-            f"{stack}_{index + 1:02d}": f"{stack}.block.{index}.layer.{-1 % (2 + (stack == 'decoder'))}"
-            ".DenseReluDense.wo"
-            for stack in ("encoder", "decoder")
+            f"{stack}_{index + 1:02d}": f"{stack}.block.{index}.layer.{last}.DenseReluDense.wo"
+            for stack, last in (("encoder", 1), ("decoder", 2))
             for index in range(2)
         }
-        blocks = {f"{s}_{i + 1:02d}": f"{s}.block.{i}" for s in ("encoder", "decoder") for i in range(2)}
+        blocks = {
+            f"{s}_{i + 1:02d}": f"{s}.block.{i}" for s in ("encoder", "decoder") for i in range(2)
+        }
     else:
         paths = {f"layer_{i + 1:02d}": MODELS[name][2].format(i) for i in range(3)}
         list_name = MODELS[name][2].split(".{}")[0]
@@ -214,7 +215,9 @@ def test_the_pass_stops_behind_the_last_vector_that_is_wanted(tmp_path):
     ran = []
     for index, layer in enumerate(loaded.model.layers):
         layer.register_forward_hook(lambda *_a, index=index: ran.append(index))
-        layer.mlp.down_proj.register_forward_hook(lambda *_a, index=index: ran.append(f"down{index}"))
+        layer.mlp.down_proj.register_forward_hook(
+            lambda *_a, index=index: ran.append(f"down{index}")
+        )
     wanted = {("layer_02", Site.FFN): (Pooling.LAST,)}
     backbone.read(loaded, [[1, 5, 6]], wanted, lambda *_a: None)
     assert ran == ["down0", 0]  # block 2 was broken off in front of its down projection
@@ -264,7 +267,9 @@ def test_pickled_weights_are_refused(tmp_path):
     assert "--allow-pickle" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("name", ["bundled:nothing", "./no/such/model", "/no/model.gguf", "no/hub-id"])
+@pytest.mark.parametrize(
+    "name", ["bundled:nothing", "./no/such/model", "/no/model.gguf", "no/hub-id"]
+)
 def test_models_that_cannot_be_found_are_refused(name):
     with pytest.raises(ModelError) as caught:
         backbone.load(ModelConfig(name))

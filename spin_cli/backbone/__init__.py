@@ -5,9 +5,19 @@ import os
 # transformers has no other switch for the bar that it draws while it reads a GGUF file.
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from spin_cli.backbone.batching import Encoded, encode, plan_batches  # noqa: E402
-from spin_cli.backbone.discovery import Layout, Stack  # noqa: E402
-from spin_cli.backbone.loading import Backbone, load  # noqa: E402
-from spin_cli.backbone.reading import Wanted, read  # noqa: E402
+from spin_cli.backbone.batching import Encoded, encode, plan_batches
+from spin_cli.backbone.discovery import Layout, Stack
+from spin_cli.backbone.loading import Backbone, load
+from spin_cli.backbone.reading import Wanted, read
 
-__all__ = ["Backbone", "Encoded", "Layout", "Stack", "Wanted", "encode", "load", "plan_batches", "read"]
+__all__ = [
+    "Backbone",
+    "Encoded",
+    "Layout",
+    "Stack",
+    "Wanted",
+    "encode",
+    "load",
+    "plan_batches",
+    "read",
+]

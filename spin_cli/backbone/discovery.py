@@ -279,7 +279,9 @@ def _judge(
 def _check(what: str, value: torch.Tensor, width: int) -> None:
     tokens = value.numel() // max(value.shape[-1], 1)
     if value.shape[-1] != width or tokens != PROBE_BATCH * PROBE_TOKENS:
-        raise ModelError(f"{what}: gave a tensor of shape {tuple(value.shape)}, expected width {width}")
+        raise ModelError(
+            f"{what}: gave a tensor of shape {tuple(value.shape)}, expected width {width}"
+        )
     if not torch.isfinite(value).all():
         raise ModelError(f"{what}: NaN or infinity in a trial run")
 

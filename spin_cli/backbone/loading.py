@@ -140,7 +140,9 @@ def _load_model(
     return model  # type: ignore[no-any-return]
 
 
-def describe(options: ModelConfig, location: Location, config: Any, tokenizer: Any) -> dict[str, Any]:
+def describe(
+    options: ModelConfig, location: Location, config: Any, tokenizer: Any
+) -> dict[str, Any]:
     """What identifies a model: see `Backbone.identity`."""
     commit = getattr(config, "_commit_hash", None)
     return {

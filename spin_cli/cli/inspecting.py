@@ -72,10 +72,11 @@ def _show_summary(path: Path, found: dict[str, Any]) -> None:
         rows.append(["made from", found["parent"]["path"]])
     if "model" in found:
         rows.append(["model", f"{found['model']['id']} ({found['model']['architecture']})"])
-    for source in found.get("data", []):
-        rows.append([f"data, {source['split']}", f"{source['path']} ({source['rows']:,} rows)"])
-    for name, count in found.get("counts", {}).items():
-        rows.append([name, f"{count:,}"])
+    rows += [
+        [f"data, {source['split']}", f"{source['path']} ({source['rows']:,} rows)"]
+        for source in found.get("data", [])
+    ]
+    rows += [[name, f"{count:,}"] for name, count in found.get("counts", {}).items()]
     print_table(f"{found['kind']}: {path}", ["", ""], rows)
 
 
@@ -106,7 +107,9 @@ def _show_selection(found: dict[str, Any]) -> None:
             [row["layer"], row["site"], row["pooling"], f"{value:.4f}", row[last], bar.ljust(20)]
         )
     print_table(
-        f"Probes, {found['metric']} on val", ["layer", "site", "pooling", "score", "neurons", ""], rows
+        f"Probes, {found['metric']} on val",
+        ["layer", "site", "pooling", "score", "neurons", ""],
+        rows,
     )
 
 

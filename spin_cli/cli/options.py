@@ -38,7 +38,9 @@ LabelColumn = Annotated[
 ]
 IdColumn = Annotated[
     str | None,
-    typer.Option("--id-column", help="Column of ids; else rows are numbered.", rich_help_panel=INPUT),
+    typer.Option(
+        "--id-column", help="Column of ids; else rows are numbered.", rich_help_panel=INPUT
+    ),
 ]
 FileFormat = Annotated[
     Format, typer.Option("--format", help="Format of the input.", rich_help_panel=INPUT)
@@ -61,7 +63,9 @@ Device = Annotated[
 ]
 RemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL),
+    typer.Option(
+        "--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL
+    ),
 ]
 AllowPickle = Annotated[
     bool,
@@ -79,17 +83,13 @@ LongTexts = Annotated[
 ]
 PromptTemplate = Annotated[
     Path | None,
-    typer.Option(
-        "--prompt-template", help="File with one {text} in it.", rich_help_panel=MODEL
-    ),
+    typer.Option("--prompt-template", help="File with one {text} in it.", rich_help_panel=MODEL),
 ]
 BatchTokens = Annotated[
     int | None,
     typer.Option("--batch-tokens", min=1, help="Tokens in a batch.", rich_help_panel=MODEL),
 ]
-Storage = Annotated[
-    StorageDtype, typer.Option("--storage-dtype", help="Number type on the disk.")
-]
+Storage = Annotated[StorageDtype, typer.Option("--storage-dtype", help="Number type on the disk.")]
 Sites = Annotated[str, typer.Option("--site", help="Where to read: hidden, ffn.")]
 Poolings = Annotated[
     str | None,
@@ -98,9 +98,7 @@ Poolings = Annotated[
         help="mean, max, last, first; default mean,max,last (encoders: first instead of last).",
     ),
 ]
-Layers = Annotated[
-    str | None, typer.Option("--layers", help="As 0-12 or 0,3,6; default all.")
-]
+Layers = Annotated[str | None, typer.Option("--layers", help="As 0-12 or 0,3,6; default all.")]
 ChooseBy = Annotated[
     Metric | None,
     typer.Option("--metric", help="What is chosen by; default accuracy, macro-f1 if uneven."),

@@ -63,7 +63,11 @@ def run(
     config = ExtractConfig(
         data=DataConfig(text_column, label_column, id_column, format, val_fraction, seed),
         model=ModelConfig(
-            model=model, dtype=dtype, device=device, max_length=max_length, batch_tokens=batch_tokens
+            model=model,
+            dtype=dtype,
+            device=device,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
         ),
         sites=listed("--site", site, Site),
         poolings=None if pooling is None else listed("--pooling", pooling, Pooling),
@@ -92,7 +96,9 @@ def run_stages(
     folders = {name: output / name for name in ("activations", "selection", "head")}
     ran: dict[str, str] = {}
 
-    def stage(name: str, request: Callable[[], dict[str, Any]], make: Callable[[bool], Any]) -> None:
+    def stage(
+        name: str, request: Callable[[], dict[str, Any]], make: Callable[[bool], Any]
+    ) -> None:
         reason = _stale(folders[name], name, artifacts.to_plain(request()), force)
         ran[name] = reason or "up to date"
         say(f"{name}: {ran[name]}")
@@ -112,9 +118,7 @@ def run_stages(
     )
     stage(
         "head",
-        lambda: training.request_of(
-            artifacts.read_manifest(folders["selection"]), training_config
-        ),
+        lambda: training.request_of(artifacts.read_manifest(folders["selection"]), training_config),
         lambda again: run_train(folders["selection"], folders["head"], training_config, again),
     )
     return {"stages": ran, "metrics": artifacts.read_json(folders["head"] / "metrics.json")}
@@ -139,10 +143,12 @@ def _stale(folder: Path, kind: str, request: dict[str, Any], force: bool) -> str
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("run"),
-    data: Annotated[
-        Path, typer.Option("--data", help="The sample data to use.")
-    ] = Path("sample_data/reviews"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path(
+        "run"
+    ),
+    data: Annotated[Path, typer.Option("--data", help="The sample data to use.")] = Path(
+        "sample_data/reviews"
+    ),
     model: o.Model = "bundled:minilm",
     force: o.Force = False,
     json: o.Json = False,
@@ -188,13 +194,23 @@ def _predict_test(output: Path, data: Path) -> tuple[Path, float]:
 
     config = PredictConfig()
     predictor = prediction.open_predictor(output / "head", config)
-    source = next(iter(sorted(data.glob("test.*"))), None) or next(iter(sorted(data.glob("train.*"))))
+    source = next(iter(sorted(data.glob("test.*"))), None) or next(
+        iter(sorted(data.glob("train.*")))
+    )
     started = time.perf_counter()
-    found = [p for _, p in prediction.predict(predictor, prediction.read_input(str(source), config))]
+    found = [
+        p for _, p in prediction.predict(predictor, prediction.read_input(str(source), config))
+    ]
     speed = len(found) / (time.perf_counter() - started)
     lines = [
         jsonlib.dumps(
-            {"id": p.id, "label": p.label, "prob": p.prob, "probs": p.probs, "truncated": p.truncated},
+            {
+                "id": p.id,
+                "label": p.label,
+                "prob": p.prob,
+                "probs": p.probs,
+                "truncated": p.truncated,
+            },
             ensure_ascii=False,
         )
         for p in found

@@ -7,15 +7,20 @@ import json as jsonlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spin_cli.cli import options as o
 from spin_cli.cli.terminal import print_json, print_table, progress_bar, say
 from spin_cli.config import Dtype, Format, OutputFormat, PredictConfig
-from spin_cli.errors import UsageError
+from spin_cli.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:  # torch has to wait until a command runs
+    from spin_cli.dataset import Row
+    from spin_cli.prediction import Predictor
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -56,41 +61,51 @@ def predict(
         output_format=output_format, model=model, dtype=dtype, device=device,
         batch_tokens=batch_tokens, evaluate=evaluate, output=output,
     )  # fmt: skip
-    if json and output is None:
-        raise UsageError("--json prints a summary on stdout: send the predictions to a file with -o")
-    prediction.check_output(source, output)
-    if output is not None and output.exists() and not force:
-        from spin_cli.errors import ArtifactError
-
-        raise ArtifactError(f"{output}: exists", "Give --force to replace it.")
+    _check_output(source, output, force=force, json=json)
     rows = prediction.read_input(source, config)
     predictor = prediction.open_predictor(head, config)
-    tally = prediction.Evaluation(predictor.head)
-    count = 0
-    with writing(output, output_format, predictor.head.classes) as write:
-        with progress_bar("predict") as progress:
-            shown = output is not None  # a bar would run through lines that go to the terminal
-            step = (lambda n: progress("predict", n, None)) if shown else None  # type: ignore[arg-type]
-            for row, found in prediction.predict(predictor, rows, step):
-                write(
-                    {
-                        "id": found.id,
-                        "label": found.label,
-                        "prob": found.prob,
-                        "probs": found.probs,
-                        "truncated": found.truncated,
-                    }
-                )
-                count += 1
-                if evaluate:
-                    tally.add(row, found)
-    scores = tally.result() if evaluate else None
+    count, scores = _stream(predictor, rows, config)
     if json:
         print_json({"stage": "predict", "output": output, "rows": count, "metrics": scores})
     elif scores is not None:
         _show_scores(scores, to_stderr=output is None)
     if output is not None:
         say(f"{count:,} predictions in {output}")
+
+
+def _check_output(source: str, output: Path | None, *, force: bool, json: bool) -> None:
+    """Refuse what would mix outputs or write over something."""
+    if output is None:
+        if json:
+            raise UsageError(
+                "--json prints a summary on stdout: send predictions to a file with -o"
+            )
+        return
+    if source != "-" and output.resolve() == Path(source).resolve():
+        raise UsageError(f"{output}: is the input; name another file with -o")
+    if output.exists() and not force:
+        raise ArtifactError(f"{output}: exists", "Give --force to replace it.")
+
+
+def _stream(
+    predictor: Predictor, rows: Iterator[Row], config: PredictConfig
+) -> tuple[int, dict[str, Any] | None]:
+    """Write each prediction as it comes; how many there were, and the metrics if asked for."""
+    from spin_cli import prediction
+
+    tally, count = prediction.Evaluation(predictor.head), 0
+    with (
+        writing(config.output, config.output_format, predictor.head.classes) as write,
+        progress_bar("predict") as progress,
+    ):
+        # A bar would run through the lines where these go to the terminal.
+        step = None if config.output is None else lambda n: progress("predict", n, None)
+        for row, found in prediction.predict(predictor, rows, step):
+            write(asdict(found))
+            count += 1
+            if config.evaluate:
+                tally.add(row, found)
+    return count, tally.result() if config.evaluate else None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 from spin_cli.cli import options as o
 from spin_cli.cli.terminal import human_bytes, print_json, print_table, progress_bar, say
 from spin_cli.config import (
-    DEFAULT_ETAS,
+    DEFAULT_ETAS_TEXT,
     DEFAULT_MAX_LENGTH,
     DataConfig,
     Dtype,
@@ -63,7 +63,9 @@ def read_template(path: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--prompt-template {path}: cannot be read ({error})") from error
     if text.count("{text}") != 1:
-        raise UsageError(f"--prompt-template {path}: expected {{text}} once, found {text.count('{text}')}")
+        raise UsageError(
+            f"--prompt-template {path}: expected {{text}} once, found {text.count('{text}')}"
+        )
     return text
 
 
@@ -133,7 +135,7 @@ def run_extract(data: Path, output: Path, config: ExtractConfig, force: bool) ->
         with progress_bar("extract") as progress:
             return extraction.extract(data, output, config, force=force, progress=progress)
     except KeyboardInterrupt:
-        say(f"stopped; what is done is kept in {output}.partial: the same command goes on from there")
+        say(f"stopped; {output}.partial keeps what is done: the same command goes on from there")
         raise
 
 
@@ -181,14 +183,16 @@ def show_extracted(manifest: dict[str, Any], output: Path, json: bool) -> None:
 
 
 def select(
-    source: Annotated[Path, typer.Argument(metavar="ACTIVATIONS", help="Folder of `spin extract`.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="ACTIVATIONS", help="Folder of `spin extract`.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write [default: beside it].")
     ] = None,
     metric: o.ChooseBy = None,
     eta: Annotated[
         str, typer.Option("--eta", help="Shares of the importance to list masks for.")
-    ] = ",".join(f"{value:g}" for value in DEFAULT_ETAS),
+    ] = DEFAULT_ETAS_TEXT,
     path_points: Annotated[
         int, typer.Option("--path-points", min=2, help="Penalties tried per probe.")
     ] = SelectConfig.path_points,
@@ -202,7 +206,11 @@ def select(
     Example: `spin select run/activations`
     """
     config = SelectConfig(
-        metric=metric, etas=numbers("--eta", eta), path_points=path_points, workers=workers, seed=seed
+        metric=metric,
+        etas=numbers("--eta", eta),
+        path_points=path_points,
+        workers=workers,
+        seed=seed,
     )
     output = output or source.parent / "selection"
     show_selected(run_select(source, output, config, force), output, json)
@@ -221,7 +229,12 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
     """Print the best probes and the next command."""
     if json:
         print_json(
-            {"stage": "select", "output": output, "scores": manifest["scores"], "log": manifest["log"]}
+            {
+                "stage": "select",
+                "output": output,
+                "scores": manifest["scores"],
+                "log": manifest["log"],
+            }
         )
         return
     best = sorted(manifest["scores"], key=lambda row: -float(row["val_score"]))[:8]
@@ -251,9 +264,7 @@ def train(
     site: Annotated[
         str, typer.Option("--site", help="Sites to search: hidden, ffn, both.")
     ] = "hidden,ffn,both",
-    eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = ",".join(
-        f"{value:g}" for value in DEFAULT_ETAS
-    ),
+    eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = DEFAULT_ETAS_TEXT,
     max_layer: Annotated[
         int | None, typer.Option("--max-layer", min=0, help="Deepest layer allowed.")
     ] = None,

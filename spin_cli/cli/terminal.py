@@ -11,7 +11,7 @@ from typing import Any
 
 from spin_cli.errors import SpinError
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int | None], None]
 
 verbosity = 0
 """-1 with ``-q``, 1 with ``-v``."""
@@ -69,7 +69,7 @@ def progress_bar(label: str) -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None, rate="")
 
-        def update(_what: str, done: int, total: int) -> None:
+        def update(_what: str, done: int, total: int | None) -> None:
             speed = bar.tasks[0].speed
             bar.update(task, completed=done, total=total, rate=f"{speed:.0f}/s" if speed else "")
 

@@ -76,7 +76,7 @@ def hash_saved(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), total
 
 
-def _pick_columns(name: str, schema: Any, wanted: Wanted) -> list[str] | None:  # noqa: ANN401
+def _pick_columns(name: str, schema: Any, wanted: Wanted) -> list[str] | None:
     refuse_duplicates(name, schema.names)
     picked = resolve_columns(name, schema.names, wanted)
     field = str(schema.field(picked[0]).type)
@@ -92,8 +92,8 @@ def _pick_columns(name: str, schema: Any, wanted: Wanted) -> list[str] | None:  
 
 def _batch_records(
     name: str,
-    schema: Any,  # noqa: ANN401
-    batches: Any,  # noqa: ANN401
+    schema: Any,
+    batches: Any,
     wanted: Wanted,
 ) -> Iterator[Record | Fault]:
     text, label, id_ = resolve_columns(name, schema.names, wanted)
@@ -115,7 +115,7 @@ def _batch_records(
             yield row, *item, columns
 
 
-def _to_list(array: Any) -> list[Any]:  # noqa: ANN401
+def _to_list(array: Any) -> list[Any]:
     try:
         return array.to_pylist()  # type: ignore[no-any-return]
     except UnicodeDecodeError:
@@ -123,7 +123,7 @@ def _to_list(array: Any) -> list[Any]:  # noqa: ANN401
         return [_to_value(value) for value in array]
 
 
-def _to_value(value: Any) -> object:  # noqa: ANN401
+def _to_value(value: Any) -> object:
     try:
         return value.as_py()
     except UnicodeDecodeError:
@@ -138,7 +138,7 @@ def _show(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _class_names(schema: Any, column: str) -> list[str] | None:  # noqa: ANN401
+def _class_names(schema: Any, column: str) -> list[str] | None:
     """Return the label names that the ``datasets`` library keeps in a schema's metadata."""
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:

@@ -67,7 +67,7 @@ def detect_format(path: str, format: Format) -> Format:  # noqa: A002 - the opti
     )
 
 
-def import_extra(package: str, purpose: str, install: str) -> Any:  # noqa: ANN401 - untyped packages
+def import_extra(package: str, purpose: str, install: str) -> Any:
     """Import an optional package, or say how to install it."""
     try:
         return importlib.import_module(package)
@@ -78,6 +78,6 @@ def import_extra(package: str, purpose: str, install: str) -> Any:  # noqa: ANN4
         ) from error
 
 
-def import_parquet() -> Any:  # noqa: ANN401 - pyarrow has no types
+def import_parquet() -> Any:
     """Import ``pyarrow.parquet``."""
     return import_extra("pyarrow.parquet", "reading Parquet", "pip install 'spin-cli[parquet]'")

@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from spin_cli.dataset.formats import STDIN
 from spin_cli.errors import DataError, UsageError
@@ -67,7 +67,7 @@ def open_bytes(path: str | Path) -> Iterator[io.BufferedReader]:
             yield reader
 
 
-def _open_stdin(stack: contextlib.ExitStack) -> io.BufferedReader:
+def _open_stdin(stack: contextlib.ExitStack) -> io.BufferedReader[Any]:
     if sys.stdin is None:
         raise UsageError("there is no stdin to read from", "give a file instead of -")
     buffer: BinaryIO = sys.stdin.buffer

@@ -20,7 +20,7 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """l2 penalties tried, as shares of the number of training rows."""
 PATIENCE = 2
 LOOSE = 1e-3
-"""Gradient, relative to that at zero weights, at which a candidate's validation score has settled."""
+"""Gradient, relative to that at zero weights, at which a candidate's val score has settled."""
 FIRST_ETAS = (0.4, 0.9)
 FIRST_DEPTHS = 6
 
@@ -84,7 +84,11 @@ def fit_columns(
     values : (N, n) columns; rows as in ``split.codes``
     """
     standard = probe.standardise(values[split.train])
-    X_val, y, y_val = standard.transform(values[split.val]), split.codes[split.train], split.codes[split.val]
+    X_val, y, y_val = (
+        standard.transform(values[split.val]),
+        split.codes[split.train],
+        split.codes[split.val],
+    )
     best: Fitted | None = None
     last, worse = None, 0
     for strength in strengths:
@@ -93,7 +97,12 @@ def fit_columns(
         )
         probs = probe.predict_proba(last, X_val, split.n_classes)
         found = Fitted(
-            last, standard, strength, probs, score(split.metric, y_val, probs), metrics.log_loss(y_val, probs)
+            last,
+            standard,
+            strength,
+            probs,
+            score(split.metric, y_val, probs),
+            metrics.log_loss(y_val, probs),
         )
         if best is None or found.log_loss < best.log_loss:
             best, worse = found, 0
@@ -112,9 +121,7 @@ def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> f
     return metrics.score_function(metric)(y, probs)
 
 
-def first_choices(
-    config: TrainConfig, poolings: Sequence[Pooling], n_layers: int
-) -> list[Choice]:
+def first_choices(config: TrainConfig, poolings: Sequence[Pooling], n_layers: int) -> list[Choice]:
     """A coarse grid over everything."""
     deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
     depths = np.unique(np.linspace(1, deepest, min(FIRST_DEPTHS, deepest)).round().astype(int))

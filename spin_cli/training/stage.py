@@ -71,7 +71,9 @@ class Inputs:
         """The division of `search_rows`."""
         n_train, n = len(self.rows["train"]), len(self.search_rows)
         codes = self.codes[self.search_rows]
-        return Split(codes, np.arange(n_train), np.arange(n_train, n), len(self.classes), self.metric)
+        return Split(
+            codes, np.arange(n_train), np.arange(n_train, n), len(self.classes), self.metric
+        )
 
 
 def train(
@@ -189,9 +191,7 @@ def search(
     tried += try_all(fresh, reader, inputs.split, config, step)
     best = best_of(tried)
     baseline = last_layer(reader, inputs)
-    tight = fit_columns(
-        reader.gather(best.choice), inputs.split, [best.fitted.strength], FINAL_TOL
-    )
+    tight = fit_columns(reader.gather(best.choice), inputs.split, [best.fitted.strength], FINAL_TOL)
     progress("train", total, total)
     return Candidate(best.choice, best.neurons, tight), tried, baseline
 
@@ -233,7 +233,9 @@ def build_head(reader: Reader, inputs: Inputs, best: Candidate) -> Head:
     weight, bias = probe.fold_back(fitted.fit, fitted.standard)
     features = tuple(
         HeadFeature(f.layer, f.site, f.pooling, f.width, neurons)
-        for f, neurons in ((i.feature, i.top(best.choice.eta)) for i in reader.matching(best.choice))
+        for f, neurons in (
+            (i.feature, i.top(best.choice.eta)) for i in reader.matching(best.choice)
+        )
     )
     manifest = inputs.activations
     return Head(
@@ -247,8 +249,6 @@ def build_head(reader: Reader, inputs: Inputs, best: Candidate) -> Head:
         model=manifest["request"]["model"],
         reading=manifest["request"]["options"]["model"],
     )
-
-
 
 
 def choose_threshold(inputs: Inputs, fitted: Fitted) -> float | None:
