@@ -180,6 +180,15 @@ def try_all(
                 raise
 
 
-def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The best on validation rows; of equals the shallower, then the smaller."""
-    return max(candidates, key=lambda c: (*c.fitted.rank, -c.choice.depth, -c.neurons))
+def best_of(candidates: Sequence[Candidate], n_val: int) -> Candidate:
+    """The best on validation rows.
+
+    Scores within one standard error of the highest are ties: on a few hundred rows, the highest of
+    a hundred candidates is mostly lucky. Of tied candidates the one with the lowest log loss wins,
+    which is far less noisy; of equal ones the shallower, then the smaller.
+    """
+    top = max(candidate.fitted.score for candidate in candidates)
+    share = min(max(abs(top), 0.0), 1.0)
+    error = (share * (1.0 - share) / n_val) ** 0.5  # of a share of n_val rows; near enough for F1
+    tied = [candidate for candidate in candidates if candidate.fitted.score >= top - error]
+    return min(tied, key=lambda c: (c.fitted.log_loss, c.choice.depth, c.neurons))

@@ -33,7 +33,7 @@ from spin_cli.training.search import (
 )
 from spin_cli.training.table import MASKS, SITES, Reader, read_masks
 
-FINAL_TOL = 1e-5
+FINAL_TOL = 1e-4
 """Gradient, relative to that at zero weights, to which the chosen head is solved."""
 Progress = Callable[[str, int, int], None]
 
@@ -170,7 +170,7 @@ def search(
     sites = {feature.site for feature in inputs.features}
     config = _possible(config, sites)
     first = first_choices(config, poolings, len(inputs.layers))
-    done, total = 0, len(first) + 12
+    done, total, n_val = 0, len(first) + 12, len(inputs.rows["val"])
 
     def step() -> None:
         nonlocal done
@@ -185,11 +185,11 @@ def search(
     if not tried:
         raise UsageError("no head is left to try: --max-layer or --max-neurons allow none")
     known = {candidate.choice for candidate in tried}
-    around = next_choices(best_of(tried).choice, config, len(inputs.layers))
+    around = next_choices(best_of(tried, n_val).choice, config, len(inputs.layers))
     fresh = [choice for choice in dict.fromkeys(around) if choice not in known]
     total = done + len(fresh)
     tried += try_all(fresh, reader, inputs.split, config, step)
-    best = best_of(tried)
+    best = best_of(tried, n_val)
     baseline = last_layer(reader, inputs)
     tight = fit_columns(reader.gather(best.choice), inputs.split, [best.fitted.strength], FINAL_TOL)
     progress("train", total, total)

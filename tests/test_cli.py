@@ -1,0 +1,426 @@
+"""The command line as people use it: help, every stage, predictions, interrupts."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import io
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import spin_cli.cli
+from spin_cli.cli import terminal
+
+COMMANDS = ("extract", "select", "train", "predict", "inspect", "run", "demo")
+ENV = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
+SPIN = [sys.executable, "-m", "spin_cli"]
+MODEL = "bundled:minilm"
+GOOD = ("great", "lovely", "superb", "delightful", "wonderful")
+BAD = ("awful", "dreadful", "boring", "terrible", "horrid")
+THINGS = ("film", "meal", "book", "song", "hotel", "trip")
+
+
+# -- helpers, used by test_bad_input.py too --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def sentences() -> list[tuple[str, str]]:
+    """60 different sentences with their labels, 30 of each class, shuffled."""
+    rows = [
+        (f"The {thing} was {word} today.", label)
+        for thing in THINGS
+        for words, label in ((GOOD, "good"), (BAD, "bad"))
+        for word in words
+    ]
+    random.Random(1).shuffle(rows)
+    return rows
+
+
+def write_csv(path: Path, rows, header=("text", "label")) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def write_data(folder: Path) -> Path:
+    """60 train, 20 val and 20 test rows as CSV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = sentences()
+    more = [(f"I think that {text[0].lower()}{text[1:]}", label) for text, label in rows]
+    write_csv(folder / "train.csv", rows)
+    write_csv(folder / "val.csv", more[:20])
+    write_csv(folder / "test.csv", more[20:40])
+    return folder
+
+
+def spin_process(*args, **options) -> Result:
+    """Run spin in a process of its own."""
+    done = subprocess.run(
+        [*SPIN, *map(str, args)], env=ENV, capture_output=True, text=True, timeout=120, **options
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@functools.cache
+def build_tiny_run(base: Path) -> Path:
+    """Make a data set and a whole run once per session; a folder with ``data`` and ``run``."""
+    folder = base / "tiny"
+    write_data(folder / "data")
+    done = spin_process(
+        "run", folder / "data", "-m", MODEL, "-o", folder / "run", "--layers", "0-2"
+    )
+    assert done.code == 0, done.err
+    return folder
+
+
+def make_runner(monkeypatch, capsys):
+    """A function that runs spin in this process, for speed: no second import of torch."""
+
+    def runner(*args, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["spin", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
+        try:
+            code = spin_cli.cli.run()
+        finally:
+            terminal.verbosity = 0
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return runner
+
+
+@pytest.fixture
+def tiny_run(tmp_path_factory) -> Path:
+    return build_tiny_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def spin(monkeypatch, capsys):
+    return make_runner(monkeypatch, capsys)
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# -- help ------------------------------------------------------------------------------------
+
+
+def test_help_is_fast():
+    def cpu_seconds() -> float:
+        before = os.times()
+        assert spin_process("--help").code == 0
+        after = os.times()
+        return (after.children_user - before.children_user) + (
+            after.children_system - before.children_system
+        )
+
+    assert statistics.median(cpu_seconds() for _ in range(3)) < 0.4
+
+
+def test_the_command_line_imports_no_heavy_library():
+    code = (
+        "import sys, spin_cli.cli;"
+        "bad = {'torch', 'transformers', 'numpy', 'h5py', 'sklearn'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example(spin, command):
+    done = spin(command, "--help")
+    assert done.code == 0
+    assert "Example: " in done.out
+    assert f"spin {command}" in done.out
+
+
+def test_every_command_is_listed_and_the_version_is_printed(spin):
+    done = spin("--help")
+    assert all(f" {command} " in done.out for command in COMMANDS)
+    assert spin("--version").out.startswith("spin ")
+
+
+@pytest.mark.parametrize("args", [("nonsense",), ("extract",), ("select", "x", "--nonsense")])
+def test_a_wrong_call_is_a_usage_error(spin, args):
+    done = spin(*args)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+# -- stages ----------------------------------------------------------------------------------
+
+
+def test_run_makes_every_stage_and_then_leaves_it_alone(spin, tiny_run):
+    run = tiny_run / "run"
+    times = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    assert {p.name for p in run.iterdir()} == {"activations", "selection", "head"}
+    done = spin("run", tiny_run / "data", "-m", MODEL, "-o", run, "--layers", "0-2", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert set(found["stages"].values()) == {"up to date"}
+    assert found["metrics"]["spin"]["test"]["rows"] == 20
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == times
+
+
+def test_run_says_why_a_stage_is_made_again(spin, tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "run", tmp_path / "run")
+    layer = tmp_path / "run/head/head.safetensors"
+    layer.write_bytes(layer.read_bytes()[:-1])
+    done = spin(
+        "run", tiny_run / "data", "-m", MODEL, "-o", tmp_path / "run", "--layers", "0-2", "--json"
+    )
+    assert done.code == 0, done.err
+    stages = json.loads(done.out)["stages"]
+    assert stages["activations"] == stages["selection"] == "up to date"
+    assert stages["head"].startswith("damaged")
+    same = tiny_run / "run/head/head.safetensors"
+    assert layer.read_bytes() == same.read_bytes()
+
+
+@pytest.mark.parametrize("part", ["", "activations", "selection", "head", "activations/samples.h5"])
+def test_inspect_shows_each_artifact(spin, tiny_run, part):
+    done = spin("inspect", tiny_run / "run" / part)
+    assert done.code == 0, done.err
+    assert done.out.strip()
+    found = spin("inspect", tiny_run / "run" / part, "--json")
+    assert found.code == 0
+    json.loads(found.out)
+
+
+def test_dry_run_writes_nothing(spin, tiny_run, tmp_path):
+    before = sorted(tiny_run.rglob("*"))
+    args = ("extract", tiny_run / "data", "-m", MODEL, "-o", tmp_path / "out", "--dry-run")
+    done = spin(*args, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["rows"] == 100
+    assert found["disk_bytes"] > 0 < found["tokens"]
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(tiny_run.rglob("*")) == before
+
+
+def test_extract_refuses_to_overwrite_and_force_replaces(spin, tiny_run, tmp_path):
+    out = tmp_path / "activations"
+    args = ("extract", tiny_run / "data", "-m", MODEL, "-o", out, "--layers", "0-1")
+    assert spin("-q", *args).code == 0
+    first = (out / "manifest.json").read_bytes()
+    refused = spin(*args)
+    assert refused.code == 4
+    assert str(out) in refused.err
+    assert "--force" in refused.err
+    assert (out / "manifest.json").read_bytes() == first
+    forced = spin(*args, "--force", "--site", "hidden")
+    assert forced.code == 0, forced.err
+    assert f"spin select {out}" in forced.err
+    assert (out / "manifest.json").read_bytes() != first
+    assert [p.name for p in tmp_path.iterdir()] == ["activations"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_place_is_a_plain_error(spin, tiny_run, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    done = spin("select", tiny_run / "run/activations", "-o", closed / "selection")
+    assert done.code == 4
+    assert str(closed) in done.err
+    assert "Traceback" not in done.err
+
+
+def test_quiet_is_quiet(spin, tiny_run, tmp_path):
+    done = spin("-q", "train", tiny_run / "run/selection", "-o", tmp_path / "head")
+    assert done.code == 0
+    assert done.err == ""
+
+
+# -- predict ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def head(tiny_run) -> Path:
+    return tiny_run / "run/head"
+
+
+def test_order_and_ids_are_kept(spin, head, tmp_path):
+    rows = [(f"id-{97 - i}", text) for i, (text, _) in enumerate(sentences())]
+    rows[3] = ("long", "a great film " * 600)
+    source = write_csv(tmp_path / "in.csv", rows, ("key", "text"))
+    done = spin("predict", head, source, "--id-column", "key")
+    assert done.code == 0, done.err
+    found = json_lines(done.out)
+    assert [f["id"] for f in found] == [key for key, _ in rows]
+    assert [f["truncated"] for f in found] == [key == "long" for key, _ in rows]
+    for f in found:
+        assert set(f) == {"id", "label", "prob", "probs", "truncated"}
+        assert f["probs"][f["label"]] == f["prob"] == max(f["probs"].values())
+        assert sum(f["probs"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_predictions_are_those_of_one_text_at_a_time(spin, head):
+    texts = [text for text, _ in sentences()[:8]]
+    together = json_lines(spin("predict", head, "-", stdin="\n".join(texts).encode()).out)
+    alone = json_lines(spin("predict", head, "-", stdin=texts[5].encode()).out)
+    assert alone[0]["prob"] == pytest.approx(together[5]["prob"], abs=2e-3)
+    assert alone[0]["label"] == together[5]["label"]
+
+
+def test_every_input_gives_the_same_answers(spin, head, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    rows = sentences()[:20]
+    texts = [text for text, _ in rows]
+    write_csv(tmp_path / "in.csv", rows)
+    (tmp_path / "in.tsv").write_text("text\n" + "\n".join(texts) + "\n")
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
+    with gzip.open(tmp_path / "in.csv.gz", "wb") as file:
+        file.write((tmp_path / "in.csv").read_bytes())
+    lines = spin("predict", head, "-", stdin="\n".join(texts).encode())
+    assert lines.code == 0, lines.err
+    expected = [(f["label"], f["probs"]) for f in json_lines(lines.out)]
+    assert len(expected) == 20
+    for name in ("in.csv", "in.tsv", "in.jsonl", "in.txt", "in.parquet", "in.csv.gz"):
+        done = spin("predict", head, tmp_path / name)
+        assert done.code == 0, done.err
+        assert [(f["label"], f["probs"]) for f in json_lines(done.out)] == expected, name
+
+
+def test_every_output_format_holds_the_same(spin, head, tmp_path, tiny_run):
+    pq = pytest.importorskip("pyarrow.parquet")
+    source = tiny_run / "data/test.csv"
+    expected = json_lines(spin("predict", head, source).out)
+    found = {}
+    for kind in ("jsonl", "csv", "tsv", "parquet"):
+        path = tmp_path / f"out.{kind}"
+        done = spin("predict", head, source, "-o", path, "--output-format", kind)
+        assert done.code == 0, done.err
+        assert done.out == ""
+        assert str(path) in done.err
+        found[kind] = path
+    assert json_lines(found["jsonl"].read_text()) == expected
+    for kind, mark in (("csv", ","), ("tsv", "\t")):
+        with found[kind].open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter=mark))
+        assert list(rows[0]) == ["id", "label", "prob", "truncated", "prob_bad", "prob_good"]
+        assert [(r["id"], r["label"], float(r["prob_good"])) for r in rows] == [
+            (e["id"], e["label"], e["probs"]["good"]) for e in expected
+        ]
+    table = pq.read_table(found["parquet"]).to_pylist()
+    assert [(r["id"], r["label"], r["prob_bad"]) for r in table] == [
+        (e["id"], e["label"], e["probs"]["bad"]) for e in expected
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in found.values())
+
+
+def test_json_summary_and_evaluation_agree_with_training(spin, head, tiny_run, tmp_path):
+    source = tiny_run / "data/test.csv"
+    done = spin("predict", head, source, "-o", tmp_path / "o.jsonl", "--evaluate", "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["stage"] == "predict"
+    assert summary["rows"] == 20
+    expected = json.loads((head / "metrics.json").read_text())["spin"]["test"]
+    for name in ("rows", "accuracy", "macro_f1", "auroc", "per_class"):
+        assert summary["metrics"][name] == expected[name], name
+    assert summary["metrics"]["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-4)
+
+
+def test_evaluation_leaves_stdout_to_the_predictions(spin, head, tiny_run):
+    done = spin("predict", head, tiny_run / "data/test.csv", "--evaluate")
+    assert done.code == 0
+    assert len(json_lines(done.out)) == 20
+    assert "accuracy" in done.err
+
+
+def test_no_input_gives_no_lines(spin, head, tmp_path):
+    assert spin("predict", head, "-") == Result(0, "", "")
+    (tmp_path / "empty.txt").touch()
+    done = spin("predict", head, tmp_path / "empty.txt")
+    assert (done.code, done.out) == (0, "")
+
+
+def test_an_existing_file_is_kept(spin, head, tiny_run, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine")
+    source = tiny_run / "data/test.csv"
+    done = spin("predict", head, source, "-o", out)
+    assert done.code == 4
+    assert str(out) in done.err
+    assert out.read_text() == "mine"
+    assert spin("predict", head, source, "-o", out, "--force").code == 0
+    assert len(json_lines(out.read_text())) == 20
+    done = spin("predict", head, source, "-o", source, "--force")
+    assert done.code == 2
+    assert "is the input" in done.err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes of this kind here")
+def test_head_of_a_pipe_ends_quietly(head, tmp_path):
+    texts = [text for text, _ in sentences()]
+    (tmp_path / "in.txt").write_text("".join(f"{texts[i % 60]}\n" for i in range(2000)))
+    command = shlex.join([*SPIN, "predict", str(head), str(tmp_path / "in.txt")])
+    done = subprocess.run(
+        f"{command} | head -1", shell=True, env=ENV, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert len(json_lines(done.stdout)) == 1
+    assert done.stderr == ""
+
+
+# -- interrupts ------------------------------------------------------------------------------
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path):
+    texts = [text for text, _ in sentences()]
+    rows = [(" ".join(texts[(i + j) % 60] for j in range(3)), i % 2) for i in range(3000)]
+    source = write_csv(tmp_path / "big.csv", rows)
+    out = tmp_path / "run/activations"
+    progress = tmp_path / "run/activations.partial/progress.json"
+    command = [*SPIN, "extract", str(source), "-m", MODEL, "-o", str(out)]
+    command += ["--storage-dtype", "float32"]  # larger rows, so smaller windows
+    with subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (progress.exists() and json.loads(progress.read_text())["rows"]):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        seconds = time.monotonic() - started
+    assert process.returncode == 130
+    assert seconds < 3
+    assert "activations.partial" in err
+    assert "same command" in err
+    assert "Traceback" not in err
+    assert not out.exists()
+    assert 0 < json.loads(progress.read_text())["rows"] < 3000
