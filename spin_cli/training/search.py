@@ -121,14 +121,20 @@ def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> f
     return metrics.score_function(metric)(y, probs)
 
 
+def pooling_groups(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
+    """Each pooling alone, and all of them side by side."""
+    alone: list[tuple[Pooling, ...]] = [(pooling,) for pooling in poolings]
+    return [*alone, tuple(poolings)] if len(poolings) > 1 else alone
+
+
 def first_choices(config: TrainConfig, poolings: Sequence[Pooling], n_layers: int) -> list[Choice]:
     """A coarse grid over everything."""
     deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
     depths = np.unique(np.linspace(1, deepest, min(FIRST_DEPTHS, deepest)).round().astype(int))
     etas = [eta for eta in FIRST_ETAS if eta in config.etas] or list(config.etas)[-2:]
     return [
-        Choice(site, pooling, eta, int(depth))
-        for pooling in poolings
+        Choice(site, group, eta, int(depth))
+        for group in pooling_groups(poolings)
         for site in config.sites
         for eta in etas
         for depth in (depths if deepest else [0])

@@ -29,6 +29,7 @@ from spin_cli.training.search import (
     first_choices,
     fit_columns,
     next_choices,
+    pooling_groups,
     try_all,
 )
 from spin_cli.training.table import MASKS, SITES, Reader, read_masks
@@ -178,8 +179,8 @@ def search(
         progress("train", min(done, total), total)
 
     tried: list[Candidate] = []
-    for pooling in poolings:  # one pooling's columns in memory at a time
-        part = [choice for choice in first if choice.pooling is pooling]
+    for group in pooling_groups(poolings):  # only the columns of one group in memory at a time
+        part = [choice for choice in first if choice.poolings == group]
         tried += try_all(part, reader, inputs.split, config, step)
         reader.forget()
     if not tried:
@@ -291,7 +292,7 @@ def measure(
         "metric": inputs.metric.value,
         "chosen": describe(best, inputs) | {"threshold": head.threshold},
         "layers_total": len(inputs.activations["layers"]) - 1,
-        "neurons_total": sum(f.width for f in inputs.features if f.pooling is best.choice.pooling),
+        "neurons_total": sum(f.width for f in inputs.features if f.pooling in best.choice.poolings),
         "rows": {name: len(index) for name, index in inputs.rows.items()},
         "spin": spin,
         "last_layer": {
@@ -310,7 +311,7 @@ def describe(candidate: Candidate, inputs: Inputs) -> dict[str, Any]:
     choice, fitted = candidate.choice, candidate.fitted
     return {
         "site": choice.site,
-        "pooling": choice.pooling.value,
+        "pooling": "+".join(pooling.value for pooling in choice.poolings),
         "eta": choice.eta,
         "depth": choice.depth,
         "layer": inputs.layers[choice.depth],

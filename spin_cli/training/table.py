@@ -26,7 +26,8 @@ class Choice:
 
     site: str
     """A key of `SITES`."""
-    pooling: Pooling
+    poolings: tuple[Pooling, ...]
+    """One, or several side by side."""
     eta: float
     depth: int
     """Position of the last layer read, in the model's order of layers."""
@@ -92,7 +93,7 @@ class Reader:
             item
             for feature, item in self.ranked.items()
             if feature.site in SITES[choice.site]
-            and feature.pooling is choice.pooling
+            and feature.pooling in choice.poolings
             and position[feature.layer] <= choice.depth
         ]
         return [item for item in found if len(item.top(choice.eta))]
