@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_cli import MODEL, Result, build_tiny_run, make_runner, sentences, write_csv, write_data
 
 from spin_cli import artifacts, backbone, prediction
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, ModelError
-from test_cli import MODEL, Result, build_tiny_run, make_runner, sentences, write_csv, write_data
 
 LABELS = ("text", "label")
 
