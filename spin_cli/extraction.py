@@ -125,7 +125,11 @@ def parse_layers(text: str | None, names: Sequence[str]) -> list[str]:
         first, _, last = part.partition("-")
         if part in names:
             chosen.add(names.index(part))
-        elif first.isdigit() and (last or first).isdigit() and int(last or first) < len(names):
+        elif (
+            first.isdecimal()
+            and (last or first).isdecimal()
+            and int(first) <= int(last or first) < len(names)
+        ):
             chosen.update(range(int(first), int(last or first) + 1))
         else:
             raise UsageError(

@@ -6,7 +6,8 @@ checked before use, and no file of it can run code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,8 @@ def load_head(folder: Path) -> Head:
                 str(e["layer"]),
                 Site(e["site"]),
                 Pooling(e["pooling"]),
-                int(e["width"]),
-                int(e["neurons"]),
+                _integer(e["width"]),
+                _integer(e["neurons"]),
             )
             for e in entries
         ]
@@ -132,11 +133,13 @@ def load_head(folder: Path) -> Head:
             weight=tensors["weight"],
             bias=tensors["bias"],
             threshold=_checked_threshold(config["threshold"]),
-            blocks=None if config["blocks"] is None else int(config["blocks"]),
+            blocks=blocks_needed([name[0] for name in names]),
             storage_dtype=StorageDtype(config["storage_dtype"]),
             model=_checked_object(config, "model"),
-            reading=_checked_object(config, "reading"),
+            reading=_checked_reading(config),
         )
+        if head.blocks != config["blocks"]:
+            raise ValueError(f"blocks: {config['blocks']!r}, its layers need {head.blocks}")
         _check_shapes(head)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
@@ -144,6 +147,15 @@ def load_head(folder: Path) -> Head:
             f"{folder}: not a valid head ({what})", "Make it again: spin train … --force"
         ) from error
     return head
+
+
+def blocks_needed(layers: Sequence[str]) -> int | None:
+    """Blocks to load for *layers*; None (all) for encoder-decoders and the final norm."""
+    numbers = [re.fullmatch(r"layer_(\d{2,4})", name) for name in layers]
+    if not all(numbers):
+        return None
+    # A model without any block is no model that transformers can build.
+    return max(1, *(int(found[1]) for found in numbers if found))
 
 
 def _key(layer: str, site: Site, pooling: Pooling) -> str:
@@ -161,6 +173,12 @@ def _read_tensors(path: Path, keys: set[str]) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
 def _checked_classes(value: Any) -> list[str]:
     if (
         not isinstance(value, list)
@@ -176,6 +194,18 @@ def _checked_object(config: Any, name: str) -> dict[str, Any]:
     if not isinstance(config[name], dict):
         raise ValueError(f"{name}: expected an object")
     return dict(config[name])
+
+
+def _checked_reading(config: Any) -> dict[str, Any]:
+    reading = _checked_object(config, "reading")
+    length, template = reading["max_length"], reading["prompt_template"]
+    if type(length) is not int or not 1 <= length <= 10**8:
+        raise ValueError(f"max_length: {length!r} is not a number of tokens")
+    if template is not None and (type(template) is not str or template.count("{text}") != 1):
+        raise ValueError("prompt_template: expected text with one {text} in it")
+    if type(reading["revision"]) not in (str, type(None)) or type(reading["model"]) is not str:
+        raise ValueError("model, revision: expected text")
+    return reading
 
 
 def _checked_threshold(value: Any) -> float | None:
@@ -207,5 +237,7 @@ def _check_shapes(head: Head) -> None:
         raise ValueError(f"bias: expected float64 of shape {(outputs,)}")
     if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
         raise ValueError("weights are not finite")
-    if head.blocks is not None and not 0 <= head.blocks <= 10_000:
-        raise ValueError(f"blocks: {head.blocks} is out of range")
+    if head.blocks is not None:
+        deepest = max(int(f.layer.removeprefix("layer_")) for f in head.features)
+        if head.blocks != max(1, deepest):
+            raise ValueError(f"blocks: {head.blocks} does not fit layer {deepest}")

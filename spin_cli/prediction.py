@@ -22,7 +22,7 @@ from spin_cli.activations import from_disk, to_disk
 from spin_cli.backbone import Backbone
 from spin_cli.config import Dtype, Long, ModelConfig, Pooling, PredictConfig, Side, Site
 from spin_cli.dataset import Row, read_rows
-from spin_cli.errors import ArtifactError, DataError, ModelError
+from spin_cli.errors import ArtifactError, DataError
 from spin_cli.head import Head, load_head
 from spin_cli.probe.results import probabilities
 
@@ -123,7 +123,14 @@ def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConf
             prompt_template=reading["prompt_template"],
             dtype=Dtype(reading["dtype"]),
         )
-    except (KeyError, ValueError, TypeError) as error:
+        if options.max_length < 1:
+            raise ValueError(f"max_length {options.max_length}")
+        if not isinstance(options.revision, str | None):
+            raise TypeError(f"revision {options.revision!r}")
+        template = options.prompt_template
+        if template is not None and template.count("{text}") != 1:
+            raise ValueError(f"prompt_template {template!r} does not hold {{text}} once")
+    except (KeyError, ValueError, TypeError, OverflowError, AttributeError) as error:
         raise ArtifactError(f"{folder}: not a valid head (reading: {error})") from error
     if config.dtype is not Dtype.AUTO:
         options = replace(options, dtype=config.dtype)
@@ -144,7 +151,9 @@ def _check_model(folder: Path, head: Head, model: Backbone) -> None:
     layout = model.layout
     for f in head.features:
         if f.layer not in layout.layers or layout.width(f.layer, f.site) != f.width:
-            raise ModelError(f"{f.layer} {f.site.value}: the model has no {f.width} such neurons")
+            raise ArtifactError(
+                f"{folder}: {f.layer} {f.site.value}: the model has no {f.width} such neurons"
+            )
 
 
 def predict(

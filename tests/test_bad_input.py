@@ -96,7 +96,7 @@ def nul_byte(folder: Path) -> list[str]:
 
 def huge_line(folder: Path) -> list[str]:
     write_csv(folder / "train.csv", [*sentences()[:9], ("x " * 2_500_000, "good")])
-    return ["train.csv", "line 11", "5,000,000"]
+    return ["train.csv", "line 11", "characters"]
 
 
 def open_quote(folder: Path) -> list[str]:
@@ -181,6 +181,7 @@ def test_absent_data_is_refused(spin, tmp_path):
         (["--layers", "x"], 2, ["--layers", "'x'"]),
         (["--layers", "2-0"], 2, ["--layers", "2-0"]),
         (["--layers", ""], 2, ["--layers"]),
+        (["--layers", "²"], 2, ["--layers"]),
         (["--max-length", "0"], 2, ["--max-length"]),
         (["--val-fraction", "1.5"], 2, ["--val-fraction"]),
         (["--storage-dtype", "int8"], 2, ["--storage-dtype"]),
@@ -368,7 +369,7 @@ FEATURE_CHANGES = {
     "site": [None, "attention", 3, []],
     "pooling": [None, "median", "mean", 3],
     "width": [None, 0, -1, 5, 385, 2**40, "many", [], float("nan"), float("inf")],
-    "neurons": [None, 0, -1, 1, 10**12, "all", []],
+    "neurons": [None, 0, -1, 1000, 10**12, "all", []],
 }
 READING_CHANGES = {
     "max_length": [None, 0, -5, "long", [], float("inf")],
@@ -413,7 +414,7 @@ def test_no_mutated_config_is_accepted(run_copy, monkeypatch):
         parent = config
         for key in place[:-1]:
             parent = parent[key]
-        if not remove and value is None and place == ("threshold",):
+        if not remove and value == parent[place[-1]]:
             continue
         if remove:
             del parent[place[-1]]
@@ -471,12 +472,26 @@ def tensor_mutations(tensors):
     yield "neurons square", {key: np.stack([neurons, neurons])}
 
 
+def test_a_head_of_a_layer_that_the_model_lacks_is_refused(run_copy):
+    folder = run_copy / "head"
+    config = json.loads((folder / "config.json").read_text())
+    config["blocks"] = 99
+    config["features"][0]["layer"] = "layer_99"
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "head.safetensors")
+    key = next(name for name in tensors if name.startswith("neurons.layer_01"))
+    tensors[key.replace("layer_01", "layer_99")] = tensors.pop(key)
+    save_file(tensors, folder / "head.safetensors")
+    reseal(folder)
+    with pytest.raises(ArtifactError, match="layer_99"):
+        prediction.open_predictor(folder, PredictConfig())
+
+
 def test_no_mutated_tensors_are_accepted(run_copy):
     path = run_copy / "head/head.safetensors"
     tensors = load_file(path)
     for what, change in tensor_mutations(tensors):
-        changed = {k: np.ascontiguousarray(v) for k, v in (tensors | change).items()
-                   if v is not None}  # fmt: skip
+        changed = {k: v.copy() for k, v in (tensors | change).items() if v is not None}
         save_file(changed, path)
         reseal(path.parent)
         with pytest.raises(ArtifactError) as caught:

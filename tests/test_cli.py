@@ -254,6 +254,15 @@ def test_a_read_only_place_is_a_plain_error(spin, tiny_run, tmp_path):
     assert "Traceback" not in done.err
 
 
+def test_a_head_on_the_embeddings_alone_predicts(spin, tiny_run, tmp_path):
+    head = tmp_path / "head"
+    options = ("-o", head, "--max-layer", "0")
+    assert spin("train", tiny_run / "run/selection", *options).code == 0
+    done = spin("predict", head, "-", stdin=b"The film was great today.")
+    assert done.code == 0, done.err
+    assert len(json_lines(done.out)) == 1
+
+
 def test_quiet_is_quiet(spin, tiny_run, tmp_path):
     done = spin("-q", "train", tiny_run / "run/selection", "-o", tmp_path / "head")
     assert done.code == 0

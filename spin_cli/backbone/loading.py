@@ -24,7 +24,7 @@ from spin_cli.backbone.resolve import (
     weight_files,
 )
 from spin_cli.config import Dtype, ModelConfig
-from spin_cli.errors import ModelError
+from spin_cli.errors import ArtifactError, ModelError
 
 PER_BLOCK_FIELDS = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers")
 CPU_BATCH_TOKENS = 4096
@@ -109,11 +109,13 @@ def shorten(config: Any, depth: int | None) -> None:
     if depth is None or config.is_encoder_decoder:
         return
     blocks = config.num_hidden_layers
+    if depth > blocks:
+        raise ArtifactError(f"layer_{depth:02d}: the model has {blocks} blocks only")
     for name in PER_BLOCK_FIELDS:
         values = getattr(config, name, None)
         if isinstance(values, list) and len(values) == blocks:
             setattr(config, name, values[:depth])
-    config.num_hidden_layers = depth
+    config.num_hidden_layers = min(depth, blocks)
 
 
 def _load_model(

@@ -169,7 +169,7 @@ def demo(
         print_json({"stage": "demo", "output": output, "predictions": predictions, **done})
         return
     print_report(done["metrics"])
-    total = done["metrics"]["layers_total"]
+    total, depth = done["metrics"]["layers_total"], done["metrics"]["chosen"]["depth"]
     print_table(
         "Where things are",
         ["", ""],
@@ -178,7 +178,7 @@ def demo(
             ["neuron masks", str(output / "selection")],
             ["head", str(output / "head")],
             ["predictions", str(predictions)],
-            ["speed", f"{speed:.0f} texts/s with {total} layers to choose from"],
+            ["speed", f"{speed:.0f} texts/s, {depth} of {total} layers run"],
         ],
     )
     say(f"next: echo 'not half bad' | spin predict {output / 'head'} -")

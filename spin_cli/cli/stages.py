@@ -318,8 +318,8 @@ def print_report(report: dict[str, Any]) -> None:
     chosen, base = report["chosen"], report["last_layer"]
     rows = []
     for name, scores, depth, neurons in (
-        ("last layer", base, base["layer"], "all"),
-        ("SPIN", report["spin"], chosen["layer"], f"{chosen['neurons']:,}"),
+        ("last layer", base, report["layers_total"], "all"),
+        ("SPIN", report["spin"], chosen["depth"], f"{chosen['neurons']:,}"),
     ):
         for split in ("val", "test"):
             if split in scores:
@@ -327,11 +327,11 @@ def print_report(report: dict[str, Any]) -> None:
                 auroc = f"{s['auroc']:.4f}" if "auroc" in s else "–"
                 rows.append(
                     [name, split, f"{s['accuracy']:.4f}", f"{s['macro_f1']:.4f}", auroc,
-                     f"{s['log_loss']:.4f}", depth, neurons]
+                     f"{s['log_loss']:.4f}", f"{depth}/{report['layers_total']}", neurons]
                 )  # fmt: skip
     print_table(
         f"Chosen by {report['metric']} on {report['rows']['val']} val texts:"
         f" {chosen['site']}, {chosen['pooling']}, eta {chosen['eta']:g}",
-        ["head", "split", "acc.", "macro-F1", "AUROC", "logloss", "up to", "neurons"],
+        ["head", "split", "accuracy", "macro-F1", "AUROC", "log loss", "depth", "neurons"],
         rows,
     )

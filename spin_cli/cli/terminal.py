@@ -77,7 +77,7 @@ def progress_bar(label: str) -> Iterator[Progress]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stdout; the first column left, the others right-aligned."""
+    """Print a table to stdout: numbers to the right, a column without a heading to the left."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -85,7 +85,11 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        table.add_column(
+            name,
+            justify="left" if index == 0 or not name else "right",
+            no_wrap=index < len(columns) - 1,
+        )
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     Console(highlight=False).print(table)

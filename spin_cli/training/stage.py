@@ -19,7 +19,7 @@ from spin_cli import artifacts, metrics, probe
 from spin_cli.activations import SAMPLES, Feature, read_samples
 from spin_cli.config import Metric, Pooling, Site, StorageDtype, TrainConfig
 from spin_cli.errors import ArtifactError, UsageError
-from spin_cli.head import CARD, METRICS, Head, HeadFeature, save_head
+from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
 from spin_cli.training.card import model_card
 from spin_cli.training.search import (
     Candidate,
@@ -245,7 +245,7 @@ def build_head(reader: Reader, inputs: Inputs, best: Candidate) -> Head:
         weight=weight,
         bias=bias,
         threshold=choose_threshold(inputs, fitted),
-        blocks=blocks_needed([f.layer for f in features], manifest["layers"]),
+        blocks=blocks_needed([f.layer for f in features]),
         storage_dtype=inputs.dtype,
         model=manifest["request"]["model"],
         reading=manifest["request"]["options"]["model"],
@@ -257,13 +257,6 @@ def choose_threshold(inputs: Inputs, fitted: Fitted) -> float | None:
     if inputs.metric is not Metric.MACRO_F1 or len(inputs.classes) != 2:
         return None
     return metrics.best_threshold(inputs.codes[inputs.rows["val"]], fitted.val_probs)
-
-
-def blocks_needed(used: Sequence[str], layers: Sequence[str]) -> int | None:
-    """Blocks to load for the layers *used*; None (all) for encoder-decoders and final norms."""
-    if any(not name.startswith("layer_") for name in used):
-        return None
-    return max(layers.index(name) for name in used)
 
 
 def measure(
