@@ -11,11 +11,19 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_cli import MODEL, Result, build_tiny_run, make_runner, sentences, write_csv, write_data
 
 from spin_cli import artifacts, backbone, prediction
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, ModelError
+from tests.test_cli import (
+    MODEL,
+    Result,
+    build_tiny_run,
+    make_runner,
+    sentences,
+    write_csv,
+    write_data,
+)
 
 LABELS = ("text", "label")
 
@@ -476,11 +484,11 @@ def test_a_head_of_a_layer_that_the_model_lacks_is_refused(run_copy):
     folder = run_copy / "head"
     config = json.loads((folder / "config.json").read_text())
     config["blocks"] = 99
-    config["features"][0]["layer"] = "layer_99"
+    layer, config["features"][0]["layer"] = config["features"][0]["layer"], "layer_99"
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "head.safetensors")
-    key = next(name for name in tensors if name.startswith("neurons.layer_01"))
-    tensors[key.replace("layer_01", "layer_99")] = tensors.pop(key)
+    key = next(name for name in tensors if name.startswith(f"neurons.{layer}."))
+    tensors[key.replace(layer, "layer_99")] = tensors.pop(key)
     save_file(tensors, folder / "head.safetensors")
     reseal(folder)
     with pytest.raises(ArtifactError, match="layer_99"):

@@ -332,6 +332,6 @@ def print_report(report: dict[str, Any]) -> None:
     print_table(
         f"Chosen by {report['metric']} on {report['rows']['val']} val texts:"
         f" {chosen['site']}, {chosen['pooling']}, eta {chosen['eta']:g}",
-        ["head", "split", "accuracy", "macro-F1", "AUROC", "log loss", "depth", "neurons"],
+        ["head", "split", "acc", "macro-F1", "AUROC", "log loss", "depth", "neurons"],
         rows,
     )

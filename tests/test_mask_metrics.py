@@ -1,0 +1,79 @@
+"""Masks against brute force, metrics against scikit-learn, pooling against a loop."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from spin_cli import activations, mask, metrics
+from spin_cli.config import Pooling, StorageDtype
+from spin_cli.pooling import pool
+
+
+@pytest.mark.parametrize("eta", [0.05, 0.3, 0.5, 0.8, 0.95, 1.0])
+def test_a_mask_is_the_smallest_set_that_reaches_eta(eta):
+    values = mask.importance(np.random.default_rng(3).normal(size=(3, 9)))
+    shares = mask.cumulative(values[mask.order(values)])
+    count = mask.count_for(shares, eta)
+    reach = [
+        max(sum(values[list(chosen)]) for chosen in combinations(range(9), size))
+        for size in range(10)
+    ]
+    smallest = next(size for size in range(10) if reach[size] >= eta * values.sum() - 1e-12)
+    assert count == smallest
+
+
+def test_importance_sums_over_classes_and_zero_weights_are_left_out():
+    coef = np.array([[0.0, 3.0, 0.0, -1.0], [0.0, 0.0, 0.0, 2.0]])
+    assert mask.importance(coef).tolist() == [0, 9, 0, 5]
+    assert mask.order(mask.importance(coef)).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_metrics_agree_with_scikit_learn(n_classes):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, n_classes, 300)
+    probs = rng.dirichlet(np.ones(n_classes), 300).round(2)
+    probs /= probs.sum(1, keepdims=True)
+    found = metrics.evaluate(y, probs, [str(k) for k in range(n_classes)])
+    predicted = probs.argmax(1)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(y, predicted))
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(y, predicted, average="macro"))
+    clipped = np.clip(probs, 1e-15, None)
+    truth = -np.log(clipped[np.arange(300), y]).mean()
+    assert found["log_loss"] == pytest.approx(truth)
+    assert found["confusion"] == sk.confusion_matrix(y, predicted).tolist()
+    precision, recall, f1, rows = sk.precision_recall_fscore_support(y, predicted)
+    for k in range(n_classes):
+        expected = {"precision": precision[k], "recall": recall[k], "f1": f1[k], "rows": rows[k]}
+        assert found["per_class"][str(k)] == pytest.approx(expected)
+    if n_classes == 2:  # rounded probabilities: there are ties
+        assert found["auroc"] == pytest.approx(sk.roc_auc_score(y, probs[:, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype):
+    torch.manual_seed(0)
+    lengths = [7, 7, 5, 3, 3, 1]
+    states = torch.randn(6, 7, 11).to(dtype)
+    found = pool(states, lengths, tuple(Pooling))
+    for row, length in enumerate(lengths):
+        tokens = [states[row, t].float() for t in range(length)]
+        torch.testing.assert_close(found[Pooling.MEAN][row], sum(tokens) / length)
+        assert torch.equal(found[Pooling.MAX][row], torch.stack(tokens).max(0).values)
+        assert torch.equal(found[Pooling.LAST][row], tokens[-1])
+        assert torch.equal(found[Pooling.FIRST][row], tokens[0])
+
+
+def test_bfloat16_is_stored_with_the_bits_that_torch_gives():
+    values = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * 1e3
+    values[:4] = [1.00390625, 1.01171875, -0.0, 3e38]  # ties, a signed zero, near the largest
+    bits = activations.to_disk(values, StorageDtype.BFLOAT16)
+    expected = torch.from_numpy(values).to(torch.bfloat16)
+    assert np.array_equal(bits.view(np.int16), expected.view(torch.int16).numpy())
+    back = activations.from_disk(bits, StorageDtype.BFLOAT16)
+    assert np.array_equal(back, expected.float().numpy())

@@ -1,0 +1,233 @@
+"""The stages on real text with a real model: resumed, repeated, and honest about the test split."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from spin_cli import activations, artifacts, extraction, prediction, selection, training
+from spin_cli.activations import Feature
+from spin_cli.config import (
+    DataConfig,
+    ExtractConfig,
+    ModelConfig,
+    Pooling,
+    PredictConfig,
+    SelectConfig,
+    Site,
+    StorageDtype,
+    TrainConfig,
+)
+from spin_cli.errors import ArtifactError, DataError
+
+SAMPLES = Path(__file__).parents[1] / "sample_data"
+CONFIG = ExtractConfig(DataConfig(), ModelConfig("bundled:minilm"), layers="0-2")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A part of the sample reviews."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, rows in (("train", 160), ("val", 60), ("test", 60)):
+        lines = (SAMPLES / "reviews" / f"{name}.csv").read_text().splitlines(keepends=True)
+        (folder / f"{name}.csv").write_text("".join(lines[: rows + 1]))
+    return folder
+
+
+def all_stages(data, folder, config=CONFIG):
+    extraction.extract(data, folder / "activations", config)
+    selection.select(folder / "activations", folder / "selection", SelectConfig())
+    training.train(folder / "selection", folder / "head", TrainConfig())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory):
+    """All three stages, uninterrupted."""
+    return all_stages(data, tmp_path_factory.mktemp("run"))
+
+
+def assert_same(one: Path, other: Path):
+    names = sorted(path.name for path in one.iterdir() if path.name != artifacts.LOG)
+    assert names == sorted(path.name for path in other.iterdir() if path.name != artifacts.LOG)
+    assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
+
+
+def test_two_runs_give_the_same_bytes(data, whole, tmp_path):
+    again = all_stages(data, tmp_path / "again")
+    for name in ("activations", "selection", "head"):
+        assert_same(whole / name, again / name)
+
+
+def test_a_run_that_failed_between_windows_is_resumed_to_the_same_bytes(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(extraction, "WINDOW_BYTES", 2**20)
+    extraction.extract(data, tmp_path / "straight", CONFIG)
+
+    def break_off(_what, done, _total):
+        if done >= 150:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extraction.extract(data, tmp_path / "broken", CONFIG, progress=break_off)
+    assert not (tmp_path / "broken").exists()
+    resumed = extraction.extract(data, tmp_path / "broken", CONFIG)
+    assert resumed["log"]["resumed_at_row"] > 0
+    assert_same(tmp_path / "straight", tmp_path / "broken")
+
+
+def test_kill_9_again_and_again_ends_in_the_same_bytes(data, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from tests.test_stages import CONFIG\n"
+        "from spin_cli import extraction; extraction.WINDOW_BYTES = 2**20\n"
+        "import time; slow = lambda *_: time.sleep(0.03)\n"
+        "extraction.extract(Path(sys.argv[1]), Path(sys.argv[2]), CONFIG, progress=slow)\n"
+    )
+    root = Path(__file__).parents[1]
+
+    def start(folder):
+        return subprocess.Popen([sys.executable, "-c", script, data, folder], cwd=root)
+
+    assert start(tmp_path / "straight").wait() == 0
+    note = tmp_path / "killed.partial" / extraction.PROGRESS
+    seen = []
+    for at_least in (1, 100):
+        process = start(tmp_path / "killed")
+        while process.poll() is None:
+            rows = json.loads(note.read_text())["rows"] if note.exists() else 0
+            if rows >= at_least:
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.005)
+        seen.append(process.wait())
+    assert -signal.SIGKILL in seen
+    assert (tmp_path / "killed").exists() or start(tmp_path / "killed").wait() == 0
+    assert_same(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_other_options_are_not_mixed_into_an_unfinished_run(data, tmp_path):
+    def break_off(_what, done, _total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extraction.extract(data, tmp_path / "a", CONFIG, progress=break_off)
+    other = replace(CONFIG, storage_dtype=StorageDtype.FLOAT32)
+    with pytest.raises(ArtifactError, match=r"options\.storage_dtype"):
+        extraction.extract(data, tmp_path / "a", other)
+
+
+def test_data_that_change_during_a_run_are_noticed(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+
+    def spoil(_what, done, total):
+        if done == total:
+            with (copy / "test.csv").open("a") as file:
+                file.write("one more,positive\n")
+
+    with pytest.raises(DataError, match=r"test\.csv"):
+        extraction.extract(copy, tmp_path / "a", CONFIG, progress=spoil)
+    assert not (tmp_path / "a").exists()
+
+
+def test_rows_are_in_the_order_of_the_files(data, whole):
+    samples = activations.read_samples(whole / "activations")
+    assert samples.ids[0] == "train-0" and samples.ids[-1] == "test-59"
+    assert samples.splits.tolist() == ["train"] * 160 + ["val"] * 60 + ["test"] * 60
+    predictor = prediction.open_predictor(whole / "head", PredictConfig())
+    with h5py.File(whole / "activations" / "layer_01.h5") as file:
+        stored = file["ffn/mean"][:]
+        assert dict(file["ffn/mean"].attrs)["hookpoint"] == "encoder.layer.0.output.dense:input"
+    alone = extraction.plan(data, replace(CONFIG, storage_dtype=StorageDtype.FLOAT32))
+    feature = next(
+        f for f in alone.features if f.file == "layer_01.h5" and f.dataset == "/ffn/mean"
+    )
+    rows = list(alone.dataset.rows())
+    for row in (0, 37, 159, 160, 279):
+        blocks, _ = extraction.compute_window(alone, rows[row : row + 1], row, lambda _n: None)
+        np.testing.assert_allclose(stored[row], blocks[feature][0], rtol=2e-3, atol=1e-4)
+    assert predictor.head.neurons > 0
+
+
+def test_probes_on_raw_features_give_the_probe_score(whole):
+    manifest = artifacts.read_manifest(whole / "selection")
+    probes = load_file(whole / "selection" / selection.PROBES)
+    samples, codes = selection.read_labels(
+        whole / "activations", artifacts.read_manifest(whole / "activations")
+    )
+    val = samples.rows("val")
+    feature = Feature("layer_02", Site.FFN, Pooling.MEAN, 1536)
+    X = activations.read_matrix(whole / "activations", feature, len(codes), StorageDtype.FLOAT16)
+    name = "layer_02.ffn.mean"
+    logits = X[val].astype(np.float64) @ probes[f"{name}.weight"][0] + probes[f"{name}.bias"]
+    accuracy = float(((logits > 0) == (codes[val] == 1)).mean())
+    with h5py.File(whole / "selection" / selection.MASKS) as file:
+        group = file["layer_02/ffn/mean"]
+        assert accuracy == pytest.approx(group.attrs["val_score"])
+        neurons, shares = group["neurons"][:], group["cumulative"][:]
+    assert set(neurons) == set(np.flatnonzero(probes[f"{name}.weight"][0]))
+    assert np.all(np.diff(shares) > 0) and shares[-1] == pytest.approx(1)
+    assert manifest["counts"]["probes"] == 15
+
+
+def test_the_choice_does_not_look_at_test(data, whole, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    swapped = {"positive": "negative", "negative": "positive"}
+    lines = [line.rsplit(",", 1) for line in (data / "test.csv").read_text().splitlines()[1:]]
+    (copy / "test.csv").write_text(
+        "text,label\n" + "".join(f"{text},{swapped[label]}\n" for text, label in lines)
+    )
+    other = all_stages(copy, tmp_path / "run")
+    for name in ("head.safetensors", "config.json"):
+        assert (other / "head" / name).read_bytes() == (whole / "head" / name).read_bytes()
+    one, two = (json.loads((run / "head" / "metrics.json").read_text()) for run in (whole, other))
+    assert one["spin"]["val"] == two["spin"]["val"]
+    assert one["spin"]["test"]["accuracy"] == pytest.approx(1 - two["spin"]["test"]["accuracy"])
+
+
+def test_predict_sees_the_features_that_train_saw(data, whole):
+    predictor = prediction.open_predictor(whole / "head", PredictConfig())
+    rows = list(prediction.read_input(str(data / "train.csv"), PredictConfig()))
+    values, _ = predictor.features([row.text for row in rows])
+    stored = []
+    for f in predictor.head.features:
+        feature = Feature(f.layer, f.site, f.pooling, f.width)
+        matrix = activations.read_matrix(
+            whole / "activations", feature, 280, predictor.head.storage_dtype
+        )
+        stored.append(matrix[:160, f.neurons])
+    trained = predictor.classify(np.hstack(stored))
+    np.testing.assert_allclose(predictor.classify(values), trained, atol=1e-4)
+    assert len(predictor.model.model.encoder.layer) == predictor.head.blocks <= 2
+
+
+def test_more_than_two_classes(tmp_path):
+    run = all_stages(SAMPLES / "requests", tmp_path / "run", replace(CONFIG, layers="3-4"))
+    report = json.loads((run / "head" / "metrics.json").read_text())
+    classes = artifacts.read_manifest(run / "head", "head")["classes"]
+    assert len(classes) == 7 and report["metric"] == "macro-f1"
+    weight = load_file(run / "head" / "head.safetensors")["weight"]
+    assert weight.shape[0] == 7
+    assert report["spin"]["test"]["macro_f1"] > 0.5 > 1 / 7
+    assert set(report["last_layer"]["test"]["per_class"]) == set(classes)
+
+
+def test_a_selection_of_activations_that_changed_is_refused(data, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    other = replace(CONFIG, poolings=(Pooling.MEAN,))
+    extraction.extract(data, run / "activations", other, force=True)
+    with pytest.raises(ArtifactError, match="changed since"):
+        training.train(run / "selection", run / "head", TrainConfig(), force=True)
