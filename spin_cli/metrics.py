@@ -58,9 +58,14 @@ def auroc(y: Codes, score: NDArray[Any]) -> float:
     return (total - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
+def row_losses(y: Codes, probs: Probs) -> NDArray[np.float64]:
+    """-log p of each row's true class, p cut at 1e-15."""
+    return np.asarray(-np.log(np.clip(probs[np.arange(len(y)), y], 1e-15, 1.0)))
+
+
 def log_loss(y: Codes, probs: Probs) -> float:
-    """Mean of -log p of the true class, p cut at 1e-15."""
-    return float(-np.log(np.clip(probs[np.arange(len(y)), y], 1e-15, 1.0)).mean())
+    """Mean of `row_losses`."""
+    return float(row_losses(y, probs).mean())
 
 
 def decide(probs: Probs, threshold: float | None = None) -> Codes:

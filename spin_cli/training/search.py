@@ -73,45 +73,37 @@ class Candidate:
 def fit_columns(
     values: NDArray[Any], split: Split, strengths: Iterable[float] = STRENGTHS, tol: float = LOOSE
 ) -> Fitted:
-    """Fit ridge logistic regressions of falling strength and keep the best on validation rows.
+    """Fit ridge logistic regressions of falling strength and keep one by validation rows.
 
     Strengths are walked from strong to weak with warm starts, and left when the log loss on
-    validation rows has risen `PATIENCE` times in a row. Log loss picks the strength whatever the
-    metric: it is smooth where accuracy on a few hundred rows is a staircase.
+    validation rows has risen `PATIENCE` times in a row. The strongest wins whose log loss is
+    within one standard error of the lowest (Breiman et al. 1984): new texts differ from the
+    validation rows more than these do from train. Log loss picks the strength whatever the metric:
+    it is smooth where accuracy on a few hundred rows is a staircase.
 
     Parameters
     ----------
     values : (N, n) columns; rows as in ``split.codes``
     """
     standard = probe.standardise(values[split.train])
-    X_val, y, y_val = (
-        standard.transform(values[split.val]),
-        split.codes[split.train],
-        split.codes[split.val],
-    )
-    best: Fitted | None = None
-    last, worse = None, 0
+    X_val = standard.transform(values[split.val])
+    y, y_val = split.codes[split.train], split.codes[split.val]
+    found: list[Fitted] = []
+    fit, worse = None, 0
     for strength in strengths:
-        last = probe.fit(
-            standard.X, y, split.n_classes, l1=0.0, l2=strength * len(y), init=last, tol=tol
+        fit = probe.fit(
+            standard.X, y, split.n_classes, l1=0.0, l2=strength * len(y), init=fit, tol=tol
         )
-        probs = probe.predict_proba(last, X_val, split.n_classes)
-        found = Fitted(
-            last,
-            standard,
-            strength,
-            probs,
-            score(split.metric, y_val, probs),
-            metrics.log_loss(y_val, probs),
-        )
-        if best is None or found.log_loss < best.log_loss:
-            best, worse = found, 0
-        else:
-            worse += 1
-            if worse >= PATIENCE:
-                break
-    assert best is not None
-    return best
+        probs = probe.predict_proba(fit, X_val, split.n_classes)
+        result = score(split.metric, y_val, probs), metrics.log_loss(y_val, probs)
+        worse = worse + 1 if found and result[1] > min(f.log_loss for f in found) else 0
+        found.append(Fitted(fit, standard, strength, probs, *result))
+        if worse >= PATIENCE:
+            break
+    losses = [metrics.row_losses(y_val, candidate.val_probs) for candidate in found]
+    lowest = min(losses, key=lambda rows: float(rows.mean()))
+    near = [float((r - lowest).mean()) <= float((r - lowest).std()) / len(r) ** 0.5 for r in losses]
+    return found[near.index(True)]
 
 
 def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
