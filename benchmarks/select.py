@@ -5,7 +5,7 @@ where that folder lacks them they are made from ``--data`` with the bundled mode
 identical standardised matrices in the same process, in turn, ``--repeats`` times; times are medians
 and include the choice on validation data.
 
-    python benchmarks/select.py --data /work/shared/datasets/sst2 --features /tmp/probe
+    python benchmarks/select.py --data sst2 --features features
 """
 
 from __future__ import annotations

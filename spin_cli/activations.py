@@ -53,6 +53,21 @@ class Feature:
         return f"{self.layer}.h5"
 
 
+def features_of(manifest: dict[str, Any]) -> tuple[Feature, ...]:
+    """The matrices that an activations manifest lists."""
+    try:
+        return tuple(
+            Feature(
+                f["layer"], Site(f["site"]), Pooling(f["pooling"]), int(f["width"]), f["hookpoint"]
+            )
+            for f in manifest["features"]
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"the activations' manifest lists its features wrongly: {error}"
+        ) from error
+
+
 # -- number formats --------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ No torch here: ``spin --help`` imports this module and must answer at once.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -207,3 +208,11 @@ def worker_count(wanted: int) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     return wanted or cores
+
+
+Progress = Callable[[str, int, int], None]
+"""Takes what is being done, how much is done, and how much there is."""
+
+
+def quiet(_what: str, _done: int, _total: int) -> None:
+    """Report no progress."""

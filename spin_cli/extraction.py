@@ -26,20 +26,13 @@ from numpy.typing import NDArray
 from spin_cli import activations, artifacts, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
-from spin_cli.config import ExtractConfig, Pooling, Site
+from spin_cli.config import ExtractConfig, Pooling, Progress, Site, quiet
 from spin_cli.dataset import Dataset, Row, scan
 from spin_cli.errors import ArtifactError, ModelError, UsageError
 
 WINDOW_BYTES = 64 * 2**20
 MAX_WINDOW_ROWS = 8192
 REQUEST, PROGRESS, LENGTHS = "request.json", "progress.json", "lengths.bin"
-
-Progress = Callable[[str, int, int], None]
-"""Takes what is being done, how much is done, and how much there is."""
-
-
-def quiet(_what: str, _done: int, _total: int) -> None:
-    """Report no progress."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import csv
 import io
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,10 @@ from threadpoolctl import threadpool_limits
 
 from spin_cli import activations, artifacts, mask, metrics, probe
 from spin_cli.activations import Feature, Samples
-from spin_cli.config import Metric, Pooling, SelectConfig, Site, StorageDtype, worker_count
+from spin_cli.config import Metric, Progress, SelectConfig, StorageDtype, quiet, worker_count
 from spin_cli.errors import ArtifactError, DataError
 
 MASKS, PROBES, SCORES = "masks.h5", "probes.safetensors", "scores.csv"
-Progress = Callable[[str, int, int], None]
-
-
-def quiet(_what: str, _done: int, _total: int) -> None:
-    """Report no progress."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def select(
     artifacts.check_vacant(output, force=force)
     samples, codes = read_labels(source, parent)
     metric = config.metric or default_metric(codes[samples.rows("train")], len(parent["classes"]))
-    features = features_of(parent)
+    features = activations.features_of(parent)
     dtype = StorageDtype(parent["storage_dtype"])
     probed = _probe_all(source, features, dtype, samples, codes, config, metric, progress)
     with artifacts.building(output, force=force) as folder:
@@ -104,21 +99,6 @@ def request_of(parent: dict[str, Any], config: SelectConfig) -> dict[str, Any]:
     options = artifacts.to_plain(config)
     options.pop("workers")
     return {"parent": parent["fingerprint"], "options": options}
-
-
-def features_of(manifest: dict[str, Any]) -> tuple[Feature, ...]:
-    """The matrices that an activations manifest lists."""
-    try:
-        return tuple(
-            Feature(
-                f["layer"], Site(f["site"]), Pooling(f["pooling"]), int(f["width"]), f["hookpoint"]
-            )
-            for f in manifest["features"]
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"the activations' manifest lists its features wrongly: {error}"
-        ) from error
 
 
 def read_labels(source: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArray[np.int64]]:

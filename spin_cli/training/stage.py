@@ -7,7 +7,7 @@ alone; a second reader, of test rows, is made once the head and the baseline are
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import artifacts, metrics, probe
-from spin_cli.activations import SAMPLES, Feature, read_samples
-from spin_cli.config import Metric, Pooling, Site, StorageDtype, TrainConfig
+from spin_cli.activations import SAMPLES, Feature, features_of, read_samples
+from spin_cli.config import Metric, Progress, Site, StorageDtype, TrainConfig, quiet
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
 from spin_cli.training.card import model_card
@@ -36,11 +36,6 @@ from spin_cli.training.table import MASKS, SITES, Reader, read_masks
 
 FINAL_TOL = 1e-4
 """Gradient, relative to that at zero weights, to which the chosen head is solved."""
-Progress = Callable[[str, int, int], None]
-
-
-def quiet(_what: str, _done: int, _total: int) -> None:
-    """Report no progress."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +129,12 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
     """Check the artifacts before, and read what is known of each row."""
     folder, manifest = artifacts.read_parent(source, selection)
     try:
-        features = tuple(
-            Feature(f["layer"], Site(f["site"]), Pooling(f["pooling"]), f["width"], f["hookpoint"])
-            for f in manifest["features"]
-        )
         codes_of = {name: code for code, name in enumerate(manifest["classes"])}
         samples = read_samples(folder)
         codes = np.array([codes_of[label] for label in samples.labels], np.int64)
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{folder / SAMPLES}: does not agree with the manifest") from error
+    features = features_of(manifest)
     there = {feature.layer for feature in features}
     return Inputs(
         source=folder,
