@@ -198,20 +198,34 @@ def test_the_choice_does_not_look_at_test(data, whole, tmp_path):
     assert one["spin"]["test"]["accuracy"] == pytest.approx(1 - two["spin"]["test"]["accuracy"])
 
 
-def test_predict_sees_the_features_that_train_saw(data, whole):
-    predictor = prediction.open_predictor(whole / "head", PredictConfig())
+def predicted_and_trained(data, run):
+    """Probabilities of the training texts: by `predict`, and from the stored activations."""
+    predictor = prediction.open_predictor(run / "head", PredictConfig())
     rows = list(prediction.read_input(str(data / "train.csv"), PredictConfig()))
     values, _ = predictor.features([row.text for row in rows])
     stored = []
     for f in predictor.head.features:
         feature = Feature(f.layer, f.site, f.pooling, f.width)
-        matrix = activations.read_matrix(
-            whole / "activations", feature, 280, predictor.head.storage_dtype
-        )
+        dtype = predictor.head.storage_dtype
+        matrix = activations.read_matrix(run / "activations", feature, 280, dtype)
         stored.append(matrix[:160, f.neurons])
-    trained = predictor.classify(np.hstack(stored))
-    np.testing.assert_allclose(predictor.classify(values), trained, atol=1e-4)
     assert len(predictor.model.model.encoder.layer) == predictor.head.blocks <= 2
+    return predictor.classify(values), predictor.classify(np.hstack(stored))
+
+
+def test_predict_sees_the_features_that_train_saw(data, tmp_path):
+    config = replace(CONFIG, storage_dtype=StorageDtype.FLOAT32)
+    predicted, trained = predicted_and_trained(data, all_stages(data, tmp_path / "run", config))
+    np.testing.assert_allclose(predicted, trained, atol=1e-4)
+
+
+def test_with_float16_storage_predict_differs_by_rounding_alone(data, whole):
+    # Batches of another make-up move a value's last float32 bits, and now and then that tips the
+    # rounding to float16, by a step that is large for a neuron with a large mean.
+    predicted, trained = predicted_and_trained(data, whole)
+    assert np.median(np.abs(predicted - trained)) < 1e-4
+    assert np.abs(predicted - trained).max() < 0.05
+    assert (predicted.argmax(1) == trained.argmax(1)).mean() > 0.98
 
 
 def test_more_than_two_classes(tmp_path):
