@@ -178,8 +178,8 @@ class TrainConfig:
     etas: tuple[float, ...] = DEFAULT_ETAS
     max_layer: int | None = None
     max_neurons: int | None = None
-    refit: bool = False
-    """After the choice, fit once more on train + val with the chosen settings."""
+    max_cells: int = 60_000_000
+    """Training rows times neurons of the largest head tried: bounds time and memory."""
     workers: int = 0
     seed: int = 0
 

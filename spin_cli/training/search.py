@@ -19,7 +19,7 @@ from spin_cli.training.table import Choice, Reader
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """l2 penalties tried, as shares of the number of training rows."""
 PATIENCE = 2
-LOOSE = 1e-3
+LOOSE = 3e-3
 """Gradient, relative to that at zero weights, at which a candidate's val score has settled."""
 FIRST_ETAS = (0.4, 0.9)
 FIRST_DEPTHS = 6
@@ -152,15 +152,18 @@ def try_all(
 ) -> list[Candidate]:
     """Fit a head to every choice, side by side, each on one core.
 
-    Choices that read nothing, or more than ``max_neurons``, are passed over.
+    Choices that read nothing, or more than ``max_neurons`` or ``max_cells`` allow, are passed over.
     """
 
+    most = max(config.max_cells // len(split.train), 1)
+    if config.max_neurons is not None:
+        most = min(most, config.max_neurons)
+
     def one(choice: Choice) -> Candidate | None:
-        values = reader.gather(choice)
-        count = values.shape[1]
+        count = reader.count(choice)
         found = None
-        if count and (config.max_neurons is None or count <= config.max_neurons):
-            found = Candidate(choice, count, fit_columns(values, split))
+        if 0 < count <= most:
+            found = Candidate(choice, count, fit_columns(reader.gather(choice), split))
         step()
         return found
 

@@ -98,6 +98,10 @@ class Reader:
         ]
         return [item for item in found if len(item.top(choice.eta))]
 
+    def count(self, choice: Choice) -> int:
+        """How many columns *choice* reads."""
+        return sum(len(item.top(choice.eta)) for item in self.matching(choice))
+
     def whole(self, feature: Feature) -> NDArray[Any]:
         """All columns of one matrix, (rows, F)."""
         return activations.read_matrix(self._source, feature, self._n_rows, self._dtype)[self._rows]
