@@ -154,7 +154,6 @@ def try_all(
 
     Choices that read nothing, or more than ``max_neurons`` or ``max_cells`` allow, are passed over.
     """
-
     most = max(config.max_cells // len(split.train), 1)
     if config.max_neurons is not None:
         most = min(most, config.max_neurons)
