@@ -178,7 +178,7 @@ class TrainConfig:
     etas: tuple[float, ...] = DEFAULT_ETAS
     max_layer: int | None = None
     max_neurons: int | None = None
-    max_cells: int = 60_000_000
+    max_cells: int = 120_000_000
     """Training rows times neurons of the largest head tried: bounds time and memory."""
     workers: int = 0
     seed: int = 0

@@ -22,7 +22,7 @@ PATIENCE = 2
 LOOSE = 3e-3
 """Gradient, relative to that at zero weights, at which a candidate's val score has settled."""
 FIRST_ETAS = (0.4, 0.9)
-FIRST_DEPTHS = 6
+FIRST_DEPTHS = 3
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ def pooling_groups(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
 def first_choices(config: TrainConfig, poolings: Sequence[Pooling], n_layers: int) -> list[Choice]:
     """A coarse grid over everything."""
     deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
-    depths = np.unique(np.linspace(1, deepest, min(FIRST_DEPTHS, deepest)).round().astype(int))
+    depths = np.unique(
+        np.linspace(deepest / FIRST_DEPTHS, deepest, FIRST_DEPTHS).round().astype(int)
+    )
     etas = [eta for eta in FIRST_ETAS if eta in config.etas] or list(config.etas)[-2:]
     return [
         Choice(site, group, eta, int(depth))
