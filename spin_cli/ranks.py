@@ -1,0 +1,72 @@
+"""Which of several processes this one is, as PyTorch's launcher says, and waiting for the others.
+
+``torchrun --nproc-per-node 2 -m spin_cli extract …`` starts one process (*rank*) per device and
+tells each its number in the environment. Ranks share work by taking turns over a fixed list and
+share results through files; all they ever say to each other is "I have come this far".
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from spin_cli.errors import UsageError
+
+Item = TypeVar("Item")
+PATIENCE = datetime.timedelta(days=7)
+"""How long a rank waits for the slowest one."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process's place among those that work together; one of one without a launcher."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Place among the processes on this machine: the number of its GPU."""
+    local_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that does what has to be done once."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The contiguous part of *items* that is this rank's; all ranks' parts make the whole."""
+        bounds = [len(items) * rank // self.size for rank in (self.rank, self.rank + 1)]
+        return items[bounds[0] : bounds[1]]
+
+    def wait(self) -> None:
+        """Return when every rank has come here. A rank that died ends the others (by torchrun)."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.barrier()
+
+
+def current() -> Ranks:
+    """The place that the launcher's environment variables give.
+
+    Raises
+    ------
+    UsageError
+        The variables contradict each other.
+    """
+    names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
+    if not all(name in os.environ for name in names.values()):
+        return Ranks()
+    try:
+        values = {key: int(os.environ[name]) for key, name in names.items()}
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise UsageError(f"{', '.join(names.values())}: not all are numbers ({error})") from error
+    if not 0 <= values["rank"] < values["size"]:
+        raise UsageError(f"RANK {values['rank']} is not below WORLD_SIZE {values['size']}")
+    return Ranks(**values, local_size=local_size)
