@@ -9,8 +9,9 @@ at every moment, a kill loses at most the rows in flight, and rewriting them giv
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,8 @@ from spin_cli.errors import ArtifactError
 
 SAMPLES = "samples.h5"
 CHUNK_BYTES = 2**18
+STRING_ROWS = 8192
+"""Rows of strings that are written at once."""
 DISK_DTYPES: dict[StorageDtype, np.dtype[Any]] = {
     StorageDtype.FLOAT16: np.dtype("<f2"),
     StorageDtype.FLOAT32: np.dtype("<f4"),
@@ -86,6 +89,11 @@ def from_disk(stored: NDArray[Any], dtype: StorageDtype) -> NDArray[Any]:
     if dtype is not StorageDtype.BFLOAT16:
         return stored
     return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def largest(dtype: StorageDtype) -> float:
+    """The largest finite number of a format."""
+    return float(np.finfo(np.float16 if dtype is StorageDtype.FLOAT16 else np.float32).max)
 
 
 # -- writing ---------------------------------------------------------------------------------
@@ -193,19 +201,27 @@ def _write_all(descriptor: int, data: bytes, place: int) -> None:
 def write_samples(
     path: Path,
     *,
-    ids: Sequence[str],
+    ids: Iterable[str],
     labels: NDArray[np.int32],
     classes: Sequence[str],
     splits: NDArray[np.uint8],
     n_tokens: NDArray[np.int32],
     truncated: NDArray[np.bool_],
 ) -> None:
-    """Write what is known of each row; row *i* here is row *i* in every layer file."""
+    """Write what is known of each row; row *i* here is row *i* in every layer file.
+
+    Strings are written block by block, so *ids* may be a stream of any length.
+    """
     text = h5py.string_dtype("utf-8")
+    count = len(labels)
+    blocks = [slice(start, start + STRING_ROWS) for start in range(0, count, STRING_ROWS)]
+    stream = iter(ids)
     with h5py.File(path, "w", libver=("earliest", "v110")) as file:
-        file.create_dataset("id", data=np.array(ids, object), dtype=text)
-        file.create_dataset("label", data=np.array(classes, object)[labels], dtype=text)
-        file.create_dataset("split", data=np.array(SPLITS, object)[splits], dtype=text)
+        columns = [file.create_dataset(name, (count,), text) for name in ("id", "label", "split")]
+        for rows in blocks:
+            columns[0][rows] = list(islice(stream, STRING_ROWS))
+            columns[1][rows] = np.array(classes, object)[labels[rows]]
+            columns[2][rows] = np.array(SPLITS, object)[splits[rows]]
         file.create_dataset("n_tokens", data=n_tokens)
         file.create_dataset("truncated", data=truncated)
 

@@ -25,14 +25,20 @@ from typing import Any
 
 from spin_cli.errors import ArtifactError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two runs into one folder are then the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
 SCHEMA = 1
 """Version of the folder layouts; raised when an older spin could no longer read them."""
 
 MANIFEST = "manifest.json"
 LOG = "log.json"
+LOCK = ".lock"
 STAGE_OF = {"activations": "extract", "selection": "select", "head": "train"}
 LIBRARIES = ("torch", "transformers", "numpy", "h5py", "safetensors", "tokenizers")
-UNFINGERPRINTED = frozenset({"path", "fingerprint"})
+UNFINGERPRINTED = frozenset({"path", "fingerprint", "checksum"})
 MAX_JSON_BYTES = 64 * 2**20
 
 
@@ -69,8 +75,17 @@ def to_plain(value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of *value* as canonical JSON, without any key named ``path`` or ``fingerprint``."""
-    text = json.dumps(_stripped(to_plain(value)), sort_keys=True, separators=(",", ":"))
+    """SHA-256 of *value* as canonical JSON, without paths, ``fingerprint`` and ``checksum``."""
+    return _hash_json(_stripped(to_plain(value)))
+
+
+def checksum(value: Mapping[str, Any]) -> str:
+    """SHA-256 of *value* as canonical JSON, paths included, without its own ``checksum``."""
+    return _hash_json({key: item for key, item in to_plain(value).items() if key != "checksum"})
+
+
+def _hash_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -122,7 +137,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write *value* as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """How `write_json` writes *value*."""
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -179,6 +199,59 @@ def check_vacant(folder: Path, *, force: bool) -> None:
     )
 
 
+def clear(folder: Path) -> None:
+    """Remove all that is in *folder* but its lock."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Keep other processes out of *folder*, which is made where it is missing.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+
+    Raises
+    ------
+    ArtifactError
+        Another process is at work there.
+    """
+    if not wanted or fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        taken = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken = True
+        except OSError:
+            pass  # a file system without locks
+        # One that just finished has renamed the folder, and the lock that we hold with it.
+        if taken or not _same_file(descriptor, folder / LOCK):
+            raise ArtifactError(
+                f"{folder}: another process is writing it",
+                hint="Wait until it has ended, or name another folder with -o.",
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def building(folder: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty folder beside *folder*; on success it takes *folder*'s place.
@@ -187,10 +260,9 @@ def building(folder: Path, *, force: bool) -> Iterator[Path]:
     """
     check_vacant(folder, force=force)
     partial = partial_folder(folder)
-    with disk_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
+    with disk_errors(folder), locked(partial):
         try:
-            partial.mkdir(parents=True)
+            clear(partial)
             yield partial
             publish(partial, folder)
         except BaseException:
@@ -200,6 +272,7 @@ def building(folder: Path, *, force: bool) -> Iterator[Path]:
 
 def publish(partial: Path, folder: Path) -> None:
     """Sync *partial* and rename it to *folder*, replacing what is there."""
+    (partial / LOCK).unlink(missing_ok=True)
     for path in sorted(partial.iterdir()):
         sync(path)
     sync(partial)
@@ -220,7 +293,7 @@ def write_manifest(folder: Path, kind: str, content: Mapping[str, Any]) -> dict[
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST, LOG)
+        if path.name not in (MANIFEST, LOG, LOCK)
     }
     manifest = {
         "kind": kind,
@@ -230,8 +303,14 @@ def write_manifest(folder: Path, kind: str, content: Mapping[str, Any]) -> dict[
         "files": files,
     }
     manifest["fingerprint"] = fingerprint(manifest)
+    manifest["checksum"] = checksum(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def write_log(folder: Path, log: Mapping[str, Any]) -> None:
+    """Write ``log.json``: what is no part of the result, such as times, with its own checksum."""
+    write_json(folder / LOG, {**log, "checksum": checksum(log)})
 
 
 def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
@@ -263,7 +342,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         )
     if kind is not None and manifest.get("kind") != kind:
         raise ArtifactError(f"{folder}: holds {manifest.get('kind')!r}, expected {kind!r}", command)
-    if fingerprint(manifest) != manifest.get("fingerprint"):
+    if checksum(manifest) != manifest.get("checksum"):
         raise ArtifactError(f"{folder / MANIFEST}: changed after it was written")
     for name, entry in manifest["files"].items():
         check_size(folder, name, entry)

@@ -6,10 +6,13 @@ No torch here: ``spin --help`` imports this module and must answer at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+Config = TypeVar("Config")
 
 
 class Site(str, Enum):
@@ -51,6 +54,8 @@ class Long(str, Enum):
     """What to do with a text of more tokens than the limit."""
 
     TRUNCATE = "truncate"
+    WINDOW = "window"
+    """Overlapping windows, pooled as one text."""
     ERROR = "error"
 
 
@@ -128,6 +133,8 @@ class ModelConfig:
     """Tokens, special tokens included; never above what the model can take."""
     truncation_side: Side = Side.RIGHT
     long: Long = Long.TRUNCATE
+    overlap: float = 0.25
+    """Share of a window that it has in common with the next one; for ``long=window``."""
     prompt_template: str | None = None
     """Text with one ``{text}`` in it."""
     batch_tokens: int | None = None
@@ -145,7 +152,8 @@ class ExtractConfig:
     """None: mean, max, last for a decoder; mean, max, first for an encoder."""
     layers: str | None = None
     """As ``0-12`` or ``0,3,6``; None: all."""
-    storage_dtype: StorageDtype = StorageDtype.FLOAT16
+    storage_dtype: StorageDtype | None = None
+    """None: float16, unless a trial on the first texts shows that it could overflow."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,29 @@ class PredictConfig:
     batch_tokens: int | None = None
     evaluate: bool = False
     output: Path | None = None
+
+
+def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A flat configuration, such as `DataConfig`, out of what its manifest says of it.
+
+    Raises
+    ------
+    KeyError, ValueError, TypeError
+        A field is missing, or its value is not of the field's type.
+    """
+    hints = get_type_hints(kind)
+    made = {}
+    for name in [field.name for field in fields(kind)]:  # type: ignore[arg-type]
+        value, kinds = values[name], get_args(hints[name]) or (hints[name],)
+        enums = [member for member in kinds if issubclass(member, Enum)]
+        if enums and value is not None:
+            value = enums[0](value)
+        elif float in kinds and isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name}: {value!r} is not {hints[name]}")
+        made[name] = value
+    return kind(**made)
 
 
 def worker_count(wanted: int) -> int:

@@ -10,26 +10,31 @@ import torch
 from spin_cli.config import Pooling
 
 
-def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Runs ``(start, stop, length)`` of neighbours of equal length."""
+Span = tuple[int, int]
+"""First position that counts, and one behind the last."""
+
+
+def equal_runs(spans: Sequence[Span]) -> list[tuple[int, int, Span]]:
+    """Runs ``(start, stop, span)`` of neighbours of equal span."""
     runs, start = [], 0
-    for length, group in groupby(lengths):
+    for span, group in groupby(spans):
         stop = start + sum(1 for _ in group)
-        runs.append((start, stop, length))
+        runs.append((start, stop, span))
         start = stop
     return runs
 
 
 def pool(
-    states: torch.Tensor, lengths: Sequence[int], poolings: Iterable[Pooling]
+    states: torch.Tensor, spans: Sequence[Span], poolings: Iterable[Pooling]
 ) -> dict[Pooling, torch.Tensor]:
-    """Pool right-padded token vectors over each text's real tokens.
+    """Pool token vectors over each text's real tokens.
 
     Parameters
     ----------
     states : Tensor, (B, T, F), any float dtype
-        Token vectors; row *b* is real up to ``lengths[b]`` and padding behind it.
-    lengths : sequence of B ints, each from 1 to T
+        Token vectors; of row *b* those in ``spans[b]`` count, the rest is padding or belongs to
+        another window.
+    spans : sequence of B pairs, each not empty
     poolings : the poolings wanted
 
     Returns
@@ -39,17 +44,17 @@ def pool(
 
     Notes
     -----
-    Works on runs of neighbours of equal length, so that padding is sliced off rather than masked:
+    Works on runs of neighbours of equal span, so that padding is sliced off rather than masked:
     a mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU.
     """
-    runs = equal_runs(lengths)
+    runs = equal_runs(spans)
     return {pooling: _pool_one(states, runs, pooling) for pooling in poolings}
 
 
 def _pool_one(
-    states: torch.Tensor, runs: list[tuple[int, int, int]], pooling: Pooling
+    states: torch.Tensor, runs: list[tuple[int, int, Span]], pooling: Pooling
 ) -> torch.Tensor:
-    parts = [_pool_run(states[start:stop, :length], pooling) for start, stop, length in runs]
+    parts = [_pool_run(states[start:stop, slice(*span)], pooling) for start, stop, span in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

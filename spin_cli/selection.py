@@ -90,7 +90,7 @@ def select(
         }
         manifest = artifacts.write_manifest(folder, "selection", content)
         log = {"seconds": round(time.time() - started, 2)}
-        artifacts.write_json(folder / artifacts.LOG, log)
+        artifacts.write_log(folder, log)
     return manifest | {"scores": rows, "log": log}
 
 

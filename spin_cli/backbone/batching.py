@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from spin_cli.backbone.loading import Backbone
 from spin_cli.config import Long, Side
@@ -14,15 +15,38 @@ ENOUGH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
+class Part:
+    """One window of a text."""
+
+    ids: list[int]
+    start: int
+    """First position in ``ids`` whose vector counts."""
+    stop: int
+    """One behind the last."""
+
+    @property
+    def count(self) -> int:
+        """Positions that count."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One text as token ids."""
 
     ids: list[int]
     truncated: bool
+    parts: tuple[Part, ...] = ()
+    """The windows of a text of more than one; each of its tokens counts in one of them."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are read, each once."""
+        return len(self.ids)
 
 
 def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> list[Encoded]:
-    """Tokenise *texts*, special tokens included, cut to the backbone's limit.
+    """Tokenise *texts*, special tokens included; longer ones than the limit as the options say.
 
     Raises
     ------
@@ -35,30 +59,71 @@ def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> l
         texts = [options.prompt_template.replace("{text}", text) for text in texts]
     backbone.tokenizer.truncation_side = options.truncation_side.value
     rows = backbone.tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
-    encoded = []
-    for offset, ids in enumerate(rows):
-        long = len(ids) > backbone.max_length
-        if not ids:
-            raise DataError(f"row {first_row + offset}: the text has no tokens")
-        if long and options.long is Long.ERROR:
-            raise DataError(
-                f"row {first_row + offset}: {len(ids)} tokens, the limit is {backbone.max_length}",
-                "Give --long truncate, or a larger --max-length if the model has the positions.",
-            )
-        encoded.append(Encoded(_cut(backbone, ids) if long else ids, long))
-    return encoded
+    return [_fit(backbone, ids, first_row + offset) for offset, ids in enumerate(rows)]
 
 
-def _cut(backbone: Backbone, ids: list[int]) -> list[int]:
-    """Cut the middle of *ids* so that special tokens at either end stay."""
-    tokenizer, limit = backbone.tokenizer, backbone.max_length
-    special = set(tokenizer.all_special_ids)
-    head = next((i for i, token in enumerate(ids) if token not in special), 0)
-    tail = next((i for i, token in enumerate(reversed(ids)) if token not in special), 0)
-    room = max(limit - head - tail, 1)
+def _fit(backbone: Backbone, ids: list[int], row: int) -> Encoded:
+    """Bring one text to the limit."""
+    limit, long = backbone.max_length, backbone.options.long
+    if not ids:
+        raise DataError(f"row {row}: the text has no tokens")
+    if len(ids) <= limit:
+        return Encoded(ids, False)
+    if long is Long.ERROR:
+        raise DataError(
+            f"row {row}: {len(ids)} tokens, the limit is {limit}",
+            "Give --long truncate or window, or a larger --max-length if the model can take it.",
+        )
+    head, tail = _ends(backbone, ids)
+    room = limit - head - tail
+    if room < 1:
+        raise DataError(
+            f"row {row}: special tokens alone take {head + tail} of {limit} tokens",
+            "Give a larger --max-length.",
+        )
+    if long is Long.WINDOW:
+        return Encoded(ids, False, split(ids, head, tail, room, backbone.options.overlap))
     body = ids[head : len(ids) - tail]
     kept = body[:room] if backbone.options.truncation_side is Side.RIGHT else body[-room:]
-    return [*ids[:head], *kept, *ids[len(ids) - tail :]][:limit]
+    return Encoded([*ids[:head], *kept, *ids[len(ids) - tail :]], True)
+
+
+def _ends(backbone: Backbone, ids: list[int]) -> tuple[int, int]:
+    """Special tokens at the head and at the tail of a text: they stay when it is cut."""
+    special = set(backbone.tokenizer.all_special_ids)
+    head = next((i for i, token in enumerate(ids) if token not in special), 0)
+    tail = next((i for i, token in enumerate(reversed(ids)) if token not in special), 0)
+    return head, tail
+
+
+def split(ids: list[int], head: int, tail: int, room: int, overlap: float) -> tuple[Part, ...]:
+    """Cut a long text into overlapping windows in which every token counts once.
+
+    Parameters
+    ----------
+    ids : tokens of the text, the first *head* and the last *tail* of which every window keeps
+    room : tokens of the text itself in one window
+    overlap : share of *room* that neighbours have in common
+
+    Notes
+    -----
+    Where windows overlap, a token counts in the one in which it is farther from the end. The head
+    counts in the first window, the tail in the last; so a text of one window is pooled as ever.
+    """
+    body = ids[head : len(ids) - tail]
+    stride = max(1, room - round(room * overlap))
+    starts = list(range(0, len(body) - room, stride)) + [len(body) - room]
+    # The border between neighbours: the middle of what they share.
+    borders = [0, *((s + e + room) // 2 for e, s in pairwise(starts)), len(body)]
+    parts = []
+    for start, first, last in zip(starts, borders, borders[1:], strict=True):
+        window = [*ids[:head], *body[start : start + room], *ids[len(ids) - tail :]]
+        counted = (
+            0 if start == 0 else head + first - start,
+            len(window) if last == len(body) else head + last - start,
+        )
+        parts.append(Part(window, *counted))
+    return tuple(parts)
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -32,6 +32,7 @@ app.command("select")(stages.select)
 app.command("train")(stages.train)
 app.command("predict")(predicting.predict)
 app.command("inspect")(inspecting.inspect)
+app.command("verify")(inspecting.verify)
 app.command("run")(pipeline.run)
 app.command("demo")(pipeline.demo)
 

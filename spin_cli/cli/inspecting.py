@@ -1,4 +1,4 @@
-"""``spin inspect``."""
+"""``spin inspect`` and ``spin verify``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from spin_cli.cli import options as o
 from spin_cli.cli.stages import print_report
 from spin_cli.cli.terminal import human_bytes, print_json, print_table
+from spin_cli.errors import ArtifactError
 
 
 def inspect(
@@ -32,6 +33,45 @@ def inspect(
             show(artifact / name, part)
     else:
         show(artifact, found)
+
+
+def verify(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A stage's folder or a run.")
+    ],
+    rows: Annotated[
+        int,
+        typer.Option(
+            "--rows", min=0, help="Rows of activations to recompute through the model; 0: none."
+        ),
+    ] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="Decides which rows.")] = 0,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Where the model lies now.")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Check that an artifact is still what was written: checksums, shapes, recomputed rows.
+
+    Ends with 0 if all is well, with 4 if anything was changed or is missing.
+
+    Example: `spin verify run`
+    """
+    from spin_cli.verification import verify as check
+
+    checks = check(artifact, rows=rows, seed=seed, model=model)
+    failed = [item for item in checks if item.ok is False]
+    if json:
+        print_json({"artifact": artifact, "ok": not failed, "checks": checks})
+    else:
+        marks = {True: "ok", False: "FAILED", None: "skipped"}
+        lines = [[item.what, marks[item.ok], item.found] for item in checks]
+        print_table(f"{artifact}", ["", "", "found"], lines)
+    if failed:
+        raise ArtifactError(
+            f"{artifact}: {len(failed)} of {len(checks)} checks failed",
+            "Make it again with --force, or restore it from a copy.",
+        )
 
 
 def show(path: Path, found: dict[str, Any]) -> None:

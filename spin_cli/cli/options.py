@@ -89,7 +89,12 @@ BatchTokens = Annotated[
     int | None,
     typer.Option("--batch-tokens", min=1, help="Tokens in a batch.", rich_help_panel=MODEL),
 ]
-Storage = Annotated[StorageDtype, typer.Option("--storage-dtype", help="Number type on the disk.")]
+Storage = Annotated[
+    StorageDtype | None,
+    typer.Option(
+        "--storage-dtype", help="Number type on the disk; default float16 where a trial fits."
+    ),
+]
 Sites = Annotated[str, typer.Option("--site", help="Where to read: hidden, ffn.")]
 Poolings = Annotated[
     str | None,

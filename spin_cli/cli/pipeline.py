@@ -28,7 +28,6 @@ from spin_cli.config import (
     PredictConfig,
     SelectConfig,
     Site,
-    StorageDtype,
     TrainConfig,
 )
 from spin_cli.errors import ArtifactError, DataError
@@ -41,7 +40,7 @@ def run(
     site: o.Sites = "hidden,ffn",
     pooling: o.Poolings = None,
     layers: o.Layers = None,
-    storage_dtype: o.Storage = StorageDtype.FLOAT16,
+    storage_dtype: o.Storage = None,
     metric: o.ChooseBy = None,
     text_column: o.TextColumn = "text",
     label_column: o.LabelColumn = "label",

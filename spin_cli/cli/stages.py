@@ -9,7 +9,14 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from spin_cli.cli import options as o
-from spin_cli.cli.terminal import human_bytes, print_json, print_table, progress_bar, say
+from spin_cli.cli.terminal import (
+    human_bytes,
+    human_seconds,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+)
 from spin_cli.config import (
     DEFAULT_ETAS_TEXT,
     DEFAULT_MAX_LENGTH,
@@ -23,7 +30,6 @@ from spin_cli.config import (
     SelectConfig,
     Side,
     Site,
-    StorageDtype,
     TrainConfig,
 )
 from spin_cli.errors import UsageError
@@ -76,7 +82,7 @@ def extract(
     site: o.Sites = "hidden,ffn",
     pooling: o.Poolings = None,
     layers: o.Layers = None,
-    storage_dtype: o.Storage = StorageDtype.FLOAT16,
+    storage_dtype: o.Storage = None,
     text_column: o.TextColumn = "text",
     label_column: o.LabelColumn = "label",
     id_column: o.IdColumn = None,
@@ -119,11 +125,13 @@ def extract(
         storage_dtype=storage_dtype,
     )  # fmt: skip
     from spin_cli import extraction
+    from spin_cli.dataset import spooled
 
-    if dry_run:
-        show_estimate(extraction.estimate(extraction.plan(data, config)), json)
-        return
-    show_extracted(run_extract(data, output, config, force), output, json)
+    with spooled(data, output, format) as source:
+        if dry_run:
+            show_estimate(extraction.estimate(extraction.plan(source, config)), json)
+            return
+        show_extracted(run_extract(source, output, config, force), output, json)
 
 
 def run_extract(data: Path, output: Path, config: ExtractConfig, force: bool) -> dict[str, Any]:
@@ -144,14 +152,19 @@ def show_estimate(found: dict[str, Any], json: bool) -> None:
     if json:
         print_json(found)
         return
+    for note in found["notes"]:
+        say(f"note: {note}")
     print_table(
         "Dry run: nothing was written",
         ["", "estimate"],
         [
             ["texts", f"{found['rows']:,}"],
-            ["tokens", f"{found['tokens']:,}"],
-            ["matrices", f"{found['features']:,}"],
+            ["tokens", f"about {found['tokens']:,}"],
+            ["texts that are cut", f"about {found['truncated']:,}"],
+            ["matrices", f"{found['features']:,} of {found['storage_dtype'].value}"],
             ["disk", human_bytes(found["disk_bytes"])],
+            ["memory", f"about {human_bytes(found['memory_bytes'])}"],
+            ["time", f"about {human_seconds(found['seconds'])}"],
         ],
     )
 
@@ -166,6 +179,11 @@ def show_extracted(manifest: dict[str, Any], output: Path, json: bool) -> None:
         say(f"note: {warning}")
     if counts["truncated"]:
         say(f"note: {counts['truncated']:,} of {counts['rows']:,} texts were cut to the limit")
+    if counts["overflowed"]:
+        say(
+            f"note: {counts['overflowed']:,} values were too large for float16 and stored as its"
+            " largest number; `spin inspect` shows where, --storage-dtype float32 keeps them"
+        )
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     print_table(
         f"Activations in {output}",

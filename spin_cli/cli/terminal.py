@@ -1,4 +1,7 @@
-"""What people see: messages and progress on stderr, results on stdout."""
+"""What people see: messages and progress on stderr, results on stdout.
+
+Of several processes that work together, the first alone speaks; errors are told by whoever has one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from spin_cli import ranks
 from spin_cli.errors import SpinError
 
 Progress = Callable[[str, int, int | None], None]
@@ -18,8 +22,8 @@ verbosity = 0
 
 
 def say(message: str) -> None:
-    """Print a message to stderr, unless ``-q`` was given."""
-    if verbosity >= 0:
+    """Print a message to stderr, unless ``-q`` was given or another rank says it."""
+    if verbosity >= 0 and ranks.current().first:
         print(message, file=sys.stderr)  # noqa: T201
 
 
@@ -27,7 +31,8 @@ def print_json(value: Any) -> None:
     """Print one machine-readable object to stdout."""
     from spin_cli.artifacts import to_plain
 
-    print(json.dumps(to_plain(value), ensure_ascii=False))  # noqa: T201
+    if ranks.current().first:
+        print(json.dumps(to_plain(value), ensure_ascii=False))  # noqa: T201
 
 
 def print_error(error: SpinError) -> None:
@@ -44,7 +49,12 @@ def print_error(error: SpinError) -> None:
 @contextlib.contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
     """A bar with rate and time left, on a terminal; nothing elsewhere or with ``-q``."""
-    if verbosity < 0 or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if (
+        verbosity < 0
+        or not ranks.current().first
+        or not sys.stderr.isatty()
+        or os.environ.get("TERM") == "dumb"
+    ):
         yield lambda _what, _done, _total: None
         return
     from rich.console import Console
@@ -83,6 +93,8 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    if not ranks.current().first:
+        return
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
@@ -108,3 +120,11 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A span of time for people."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -4,8 +4,9 @@ The one outside world here is text files: formats, encodings, broken quotes, spl
 that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names file and line.
 """
 
-from spin_cli.dataset.collection import Dataset, Source, scan
+from spin_cli.dataset.collection import Dataset, Source, reread, scan
 from spin_cli.dataset.formats import detect_format
 from spin_cli.dataset.rows import Row, read_rows
+from spin_cli.dataset.spool import spooled
 
-__all__ = ["Dataset", "Row", "Source", "detect_format", "read_rows", "scan"]
+__all__ = ["Dataset", "Row", "Source", "detect_format", "read_rows", "reread", "scan", "spooled"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +129,32 @@ def scan(data: Path, config: DataConfig) -> Dataset:
     codes.flags.writeable = splits.flags.writeable = False
     sources = tuple(item.source for item in scans)
     return Dataset(sources, classes, codes, splits, config, warnings)
+
+
+def reread(sources: Sequence[Mapping[str, Any]], config: DataConfig) -> Iterator[Row]:
+    """Read again, in order, the rows of the files that a manifest lists.
+
+    Parameters
+    ----------
+    sources : ``split``, ``path``, ``sha256`` and ``rows`` of each file
+    config : DataConfig
+        How they were read.
+
+    Raises
+    ------
+    DataError
+        A file is gone, or is no longer what was read.
+    """
+    for entry in sources:
+        path, split = Path(entry["path"]), str(entry["split"])
+        if not path.exists():
+            raise DataError(f"{path}: gone; the texts were read from it")
+        sha256, size = _hash_source(path)
+        kind = Format.AUTO if is_saved_dataset(path) else detect_format(str(path), config.format)
+        source = Source(split, path, kind, entry["sha256"], size, int(entry["rows"]))
+        if sha256 != entry["sha256"]:
+            raise _changed(source)
+        yield from _read_again(source, config, 0)
 
 
 @dataclass

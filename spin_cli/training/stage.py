@@ -114,7 +114,7 @@ def train(
         }
         manifest = artifacts.write_manifest(folder, "head", content)
         log = {"seconds": round(time.time() - started, 2)}
-        artifacts.write_json(folder / artifacts.LOG, log)
+        artifacts.write_log(folder, log)
     return manifest | {"metrics": report, "log": log}
 
 

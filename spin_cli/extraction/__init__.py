@@ -1,0 +1,17 @@
+"""Stage 1: from texts to the activations of every layer, in HDF5."""
+
+from spin_cli.extraction.forecast import estimate
+from spin_cli.extraction.planning import Plan, choose_features, parse_layers, plan
+from spin_cli.extraction.stage import extract, run
+from spin_cli.extraction.windows import compute_window
+
+__all__ = [
+    "Plan",
+    "choose_features",
+    "compute_window",
+    "estimate",
+    "extract",
+    "parse_layers",
+    "plan",
+    "run",
+]

@@ -1,0 +1,71 @@
+"""What a run would take, measured on a sample: disk, memory, time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+from spin_cli import backbone
+from spin_cli.backbone import Encoded
+from spin_cli.extraction.planning import Plan, sample_rows
+from spin_cli.extraction.windows import read_rows_into
+
+PATIENCE = 20.0
+"""Seconds spent on timing batches, at most; one batch is timed in any case."""
+BUFFERS = 2
+"""Windows in memory: one in work, one being written."""
+
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """What carrying out *plan* would take.
+
+    Returns
+    -------
+    dict
+        ``rows``; ``tokens``; ``truncated`` rows; ``disk_bytes`` (exact, but for some KiB of HDF5's
+        own); ``memory_bytes`` (peak resident size of one process); ``seconds``; ``features``;
+        ``window_rows``. Tokens and times are scaled up from about 512 rows.
+    """
+    rows = len(plan.dataset)
+    encoded = backbone.encode(plan.model, [row.text for row in sample_rows(plan.dataset)])
+    tokens = sum(item.n_tokens for item in encoded)
+    scale = rows / len(encoded)
+    return {
+        "rows": rows,
+        "tokens": round(tokens * scale),
+        "truncated": round(sum(item.truncated for item in encoded) * scale),
+        "disk_bytes": plan.row_bytes * rows,
+        "seconds": round(seconds_per_token(plan, encoded) * tokens * scale, 1),
+        "memory_bytes": peak_bytes() + BUFFERS * plan.window_rows * plan.row_bytes,
+        "features": len(plan.features),
+        "window_rows": plan.window_rows,
+        "storage_dtype": plan.storage_dtype,
+        "notes": list(plan.notes),
+    }
+
+
+def seconds_per_token(plan: Plan, encoded: list[Encoded]) -> float:
+    """Time some batches of the sample, spread over all lengths."""
+    order = sorted(range(len(encoded)), key=lambda row: -encoded[row].n_tokens)
+    read_rows_into(plan.model, [encoded[order[-1]]], plan.features)  # the first call sets up
+    tokens, spent, strides = 0, 0.0, 8
+    # Every eighth text first, then those between, until time is up: each part has all lengths.
+    for start in (0, 4, 2, 6, 1, 5, 3, 7):
+        part = [encoded[row] for row in order[start::strides]]
+        if not part:
+            continue
+        begun = time.perf_counter()
+        read_rows_into(plan.model, part, plan.features, dtype=plan.storage_dtype)
+        spent += time.perf_counter() - begun
+        tokens += sum(item.n_tokens for item in part)
+        if spent * (1 + 1 / strides) > PATIENCE:
+            break
+    return spent / tokens
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,131 @@
+"""The folder in which activations are built, and the notes in it by which a run is resumed.
+
+Beside the layer files lie three small files of fixed size: whether each *window* of rows is done
+(one byte), tokens of each row, and overflows of each window and matrix. A window's byte is set
+after everything else of it is on the disk. So windows may be done in any order, by any number of
+processes, and a kill at any moment loses at most the windows in work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import activations, artifacts
+from spin_cli.activations import RowWriter
+from spin_cli.errors import ArtifactError
+from spin_cli.extraction.planning import Plan
+from spin_cli.extraction.windows import Blocks, settle_overflow, store_window, write_at
+
+REQUEST, WINDOWS, LENGTHS, OVERFLOWS = "request.json", "windows.bin", "lengths.bin", "overflows.bin"
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An extraction that is under way."""
+
+    folder: Path
+    plan: Plan
+
+    def pending(self) -> list[int]:
+        """Numbers of the windows that are still to do."""
+        done = self._read(WINDOWS, np.uint8, len(self.plan.windows))
+        return [int(index) for index in np.flatnonzero(done == 0)]
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row, negative where the text was cut."""
+        return self._read(LENGTHS, np.int32, len(self.plan.dataset))
+
+    def overflows(self) -> NDArray[np.int64]:
+        """(features,) values of each matrix that float16 could not hold."""
+        shape = len(self.plan.windows), len(self.plan.features)
+        return self._read(OVERFLOWS, np.int64, shape[0] * shape[1]).reshape(shape).sum(0)
+
+    def _read(self, name: str, dtype: Any, count: int) -> NDArray[Any]:
+        values = np.fromfile(self.folder / name, dtype)
+        if len(values) != count:
+            raise ArtifactError(
+                f"{self.folder / name}: {len(values)} entries, expected {count}",
+                "Give --force to start again.",
+            )
+        return values
+
+    def store(
+        self, writer: RowWriter, window: int, blocks: Blocks, lengths: NDArray[np.int32]
+    ) -> None:
+        """Write one window, sync it, and only then note that it is there."""
+        plan, start = self.plan, self.plan.windows[window].start
+        compute = str(plan.model.dtype).removeprefix("torch.")
+        overflows = np.array(
+            [settle_overflow(blocks[f], f, start, plan.storage_dtype, compute) for f in blocks],
+            np.int64,
+        )
+        store_window(writer, start, blocks)
+        write_at(self.folder / LENGTHS, lengths, start * lengths.itemsize)
+        write_at(self.folder / OVERFLOWS, overflows, window * overflows.nbytes)
+        write_at(self.folder / WINDOWS, np.ones(1, np.uint8), window)
+
+    def remove_notes(self) -> None:
+        """Remove what only the run itself needed."""
+        for name in (LENGTHS, REQUEST, WINDOWS, OVERFLOWS):
+            (self.folder / name).unlink()
+        for path in self.folder.glob(".*.tmp"):  # left by a kill in the middle of a note
+            path.unlink()
+
+
+def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
+    """Make the files in *folder*, or find those of an interrupted run.
+
+    Raises
+    ------
+    ArtifactError
+        The run was begun with other options, data, model or versions; they are named.
+    OSError
+        Among others ``ENOSPC``: all space is claimed here.
+    """
+    request = artifacts.to_plain(plan.request)
+    if (folder / REQUEST).exists() and not force:
+        refuse_other(folder, request)
+        return Partial(folder, plan)
+    artifacts.clear(folder)
+    rows = len(plan.dataset)
+    for layer in dict.fromkeys(feature.layer for feature in plan.features):
+        mine = [feature for feature in plan.features if feature.layer == layer]
+        activations.create_layer(folder / mine[0].file, mine, rows, plan.storage_dtype)
+    np.zeros(rows, np.int32).tofile(folder / LENGTHS)
+    np.zeros((len(plan.windows), len(plan.features)), np.int64).tofile(folder / OVERFLOWS)
+    np.zeros(len(plan.windows), np.uint8).tofile(folder / WINDOWS)
+    for name in (LENGTHS, OVERFLOWS, WINDOWS):
+        artifacts.sync(folder / name)
+    artifacts.write_json(folder / REQUEST, request)  # last: its presence means all is in place
+    return Partial(folder, plan)
+
+
+def join(plan: Plan, folder: Path) -> Partial:
+    """Find the files that the first rank has made.
+
+    Raises
+    ------
+    ArtifactError
+        They are not here, so the folder is not shared; or this rank has another request.
+    """
+    if not (folder / REQUEST).exists():
+        raise ArtifactError(
+            f"{folder}: the first process's files are not here",
+            "All processes need one shared folder.",
+        )
+    refuse_other(folder, artifacts.to_plain(plan.request))
+    return Partial(folder, plan)
+
+
+def refuse_other(folder: Path, request: dict[str, Any]) -> None:
+    """Raise `ArtifactError` unless the run in *folder* was begun with the same *request*."""
+    if differing := artifacts.differing_fields(artifacts.read_json(folder / REQUEST), request):
+        raise ArtifactError(
+            f"{folder}: begun with another {', '.join(differing[:5])}",
+            "Give the options of that run to resume it, or --force to start again.",
+        )

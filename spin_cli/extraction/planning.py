@@ -1,0 +1,198 @@
+"""What is settled before the first batch is run: data, model, matrices, number format, windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spin_cli import activations, artifacts, backbone
+from spin_cli.activations import Feature
+from spin_cli.backbone import Backbone
+from spin_cli.config import ExtractConfig, Pooling, Site, StorageDtype
+from spin_cli.dataset import Dataset, Row, scan
+from spin_cli.errors import ModelError, UsageError
+from spin_cli.extraction.windows import read_rows_into
+
+WINDOW_BYTES = 64 * 2**20
+MAX_WINDOW_ROWS = 8192
+SAMPLE_ROWS = 512
+TRIAL_TOKENS = 512
+"""Tokens of real text that are read before the run, to see how large the activations are."""
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+HEADROOM = 2.0
+"""Activations in the trial may reach this part of float16's largest number, no more."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before the first batch is run."""
+
+    config: ExtractConfig
+    dataset: Dataset
+    model: Backbone
+    features: tuple[Feature, ...]
+    storage_dtype: StorageDtype
+    window_rows: int
+    request: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What a user should know about the plan."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one text takes on the disk."""
+        item = activations.DISK_DTYPES[self.storage_dtype].itemsize
+        return sum(feature.width for feature in self.features) * item
+
+    @property
+    def windows(self) -> list[range]:
+        """Row numbers of each window; they depend on the number of rows and the options alone."""
+        rows = len(self.dataset)
+        return [
+            range(start, min(start + self.window_rows, rows))
+            for start in range(0, rows, self.window_rows)
+        ]
+
+
+def plan(data: Path, config: ExtractConfig) -> Plan:
+    """Scan the data, load the model, and settle what will be read.
+
+    Raises
+    ------
+    SpinError
+        `DataError` for the data, `ModelError` for the model, `UsageError` for options.
+    """
+    dataset = scan(data, config.data)
+    model = backbone.load(config.model)
+    if config.poolings is None:
+        ends = Pooling.LAST if model.layout.causal else Pooling.FIRST
+        config = replace(config, poolings=(Pooling.MEAN, Pooling.MAX, ends))
+    features = choose_features(model, config)
+    dtype, notes = choose_storage(dataset, model, features, config.storage_dtype)
+    row_bytes = activations.DISK_DTYPES[dtype].itemsize * sum(f.width for f in features)
+    window = max(64, min(MAX_WINDOW_ROWS, WINDOW_BYTES // row_bytes, len(dataset)))
+    request = {
+        "model": model.identity,
+        "data": [
+            {"split": s.split, "path": str(s.path), "sha256": s.sha256, "rows": s.rows}
+            for s in dataset.sources
+        ],
+        "options": artifacts.to_plain(config),
+        "batching": {"window_rows": window, "batch_tokens": model.batch_tokens},
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "storage_dtype": dtype,
+        "versions": artifacts.versions(),
+    }
+    return Plan(config, dataset, model, features, dtype, window, request, notes)
+
+
+def choose_features(model: Backbone, config: ExtractConfig) -> tuple[Feature, ...]:
+    """Every (layer, site, pooling) that *config* asks for and the model has."""
+    layout = model.layout
+    layers = parse_layers(config.layers, layout.layers)
+    if Site.FFN in config.sites and not any(layout.width(name, Site.FFN) for name in layout.layers):
+        raise ModelError(
+            f"{config.model.model}: no feed-forward layer that can be read was found in its blocks",
+            "Give --site hidden.",
+        )
+    return tuple(
+        Feature(layer, site, pooling, layout.width(layer, site), layout.hookpoint(layer, site))
+        for layer in layers
+        for site in config.sites
+        if layout.width(layer, site)
+        for pooling in config.poolings or ()
+    )
+
+
+def parse_layers(text: str | None, names: Sequence[str]) -> list[str]:
+    """Layer names for ``0-12``, ``0,3,6``, ``layer_03,final``; positions count from 0.
+
+    Raises
+    ------
+    UsageError
+        A number or name that the model does not have.
+    """
+    if text is None:
+        return list(names)
+    chosen: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        if part in names:
+            chosen.add(names.index(part))
+        elif (
+            first.isdecimal()
+            and (last or first).isdecimal()
+            and int(first) <= int(last or first) < len(names)
+        ):
+            chosen.update(range(int(first), int(last or first) + 1))
+        else:
+            raise UsageError(
+                f"--layers {text}: {part!r} is not a layer; the model has 0 to {len(names) - 1}"
+                f" ({names[0]} … {names[-1]})"
+            )
+    return [names[index] for index in sorted(chosen)]
+
+
+def sample_rows(dataset: Dataset) -> list[Row]:
+    """About `SAMPLE_ROWS` rows, spread over the data set."""
+    step = max(1, len(dataset) // SAMPLE_ROWS)
+    return list(islice(dataset.rows(), 0, step * SAMPLE_ROWS, step))
+
+
+def choose_storage(
+    dataset: Dataset, model: Backbone, features: Sequence[Feature], wanted: StorageDtype | None
+) -> tuple[StorageDtype, tuple[str, ...]]:
+    """Settle the number format on the disk by a trial on a few texts.
+
+    Where none is *wanted*, it is float16 if the largest activation of the trial
+    leaves some room; else bfloat16 if the model computes in it (nothing is lost then), else
+    float32.
+
+    Raises
+    ------
+    ModelError
+        float16 was asked for and the trial overflows it, or the trial gives NaN.
+    """
+    if wanted in (StorageDtype.FLOAT32, StorageDtype.BFLOAT16):
+        return wanted, ()
+    feature, largest = _largest(dataset, model, features)
+    if largest * HEADROOM < FLOAT16_MAX:
+        return StorageDtype.FLOAT16, ()
+    found = f"{feature.layer} {feature.site.value} reaches {largest:,.0f} in a trial"
+    if wanted is StorageDtype.FLOAT16:
+        if largest < FLOAT16_MAX:
+            return wanted, (f"{found}, near float16's limit of {FLOAT16_MAX:,.0f}",)
+        raise ModelError(
+            f"{found}; float16 ends at {FLOAT16_MAX:,.0f}",
+            "Leave --storage-dtype out, or give bfloat16 or float32.",
+        )
+    lossless = str(model.dtype) == "torch.bfloat16"
+    chosen = StorageDtype.BFLOAT16 if lossless else StorageDtype.FLOAT32
+    return chosen, (f"{found}: stored as {chosen.value}, since float16 could overflow",)
+
+
+def _largest(
+    dataset: Dataset, model: Backbone, features: Sequence[Feature]
+) -> tuple[Feature, float]:
+    """The feature with the largest absolute value in a trial on real texts, and that value."""
+    encoded = backbone.encode(model, [row.text for row in islice(dataset.rows(), 32)])
+    count, tokens = 0, 0
+    while count < len(encoded) and (not count or tokens < TRIAL_TOKENS):
+        tokens += encoded[count].n_tokens
+        count += 1
+    blocks = read_rows_into(model, encoded[:count], features)
+    peaks = {feature: float(np.abs(block).max()) for feature, block in blocks.items()}
+    for feature, peak in peaks.items():
+        if not np.isfinite(peak):
+            raise ModelError(
+                f"{feature.layer} {feature.site.value}: {peak} in a trial on the first {count}"
+                f" texts, computed in {str(model.dtype).removeprefix('torch.')}",
+                "Try --dtype float32; a model that gives NaN in float32 is damaged.",
+            )
+    worst = max(peaks, key=lambda feature: peaks[feature])
+    return worst, peaks[worst]

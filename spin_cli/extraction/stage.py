@@ -1,0 +1,217 @@
+"""Carrying out a plan.
+
+Rows are worked through in *windows*: runs of consecutive rows, small enough for their vectors to
+wait in memory. Within a window, texts are batched by length; a finished window is written as one
+block per matrix, synced, and noted. So memory does not depend on the number of rows, the files
+keep the input's order, and a run that was killed goes on with the windows that are not noted.
+Which rows make a window and a batch depends on nothing but the input and the options, so neither
+do the bytes: not on kills, and not on how many processes share the windows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import activations, artifacts, ranks
+from spin_cli.activations import RowWriter
+from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
+from spin_cli.dataset import Dataset, Row
+from spin_cli.errors import ArtifactError
+from spin_cli.extraction.partial import Partial, join, prepare
+from spin_cli.extraction.planning import Plan, plan
+from spin_cli.extraction.windows import compute_window
+from spin_cli.ranks import Ranks
+
+
+def extract(
+    data: Path,
+    output: Path,
+    config: ExtractConfig,
+    *,
+    force: bool = False,
+    progress: Progress = quiet,
+) -> dict[str, Any]:
+    """Write the activations of every text in *data* to the folder *output*.
+
+    A run that was interrupted is taken up where it was; one that was made with other options,
+    data, model or library versions is refused by name. Under ``torchrun`` the processes share the
+    windows.
+
+    Returns
+    -------
+    dict
+        The manifest, and under ``log`` the time taken.
+
+    Raises
+    ------
+    SpinError
+        See `plan`; `ArtifactError` where *output* is in the way or the disk is full.
+    """
+    artifacts.check_vacant(output, force=force)
+    return run(plan(data, config), output, force=force, progress=progress)
+
+
+def run(
+    planned: Plan, output: Path, *, force: bool = False, progress: Progress = quiet
+) -> dict[str, Any]:
+    """Carry out a plan: see `extract`."""
+    started = time.time()
+    here = ranks.current()
+    folder = artifacts.partial_folder(output)
+    with artifacts.disk_errors(output), artifacts.locked(folder, here.first):
+        artifacts.check_vacant(output, force=force)  # another process may just have finished it
+        partial = prepare(planned, folder, force=force) if here.first else None
+        here.wait()
+        partial = partial or join(planned, folder)
+        pending = partial.pending()
+        here.wait()  # no rank may note a window before all have read which are left
+        tokens = work_through(partial, here.share(pending), progress)
+        here.wait()
+        if here.first:
+            log = _log(planned, started, pending, tokens, here)
+            finish(partial, output, log)
+        here.wait()
+    manifest = artifacts.read_manifest(output, "activations")
+    return manifest | {"log": artifacts.read_json(output / artifacts.LOG)}
+
+
+def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -> int:
+    """Compute window after window while the one before is being written; returns tokens read."""
+    plan = partial.plan
+    total, done, tokens = sum(len(plan.windows[w]) for w in windows), 0, 0
+    with (
+        RowWriter(partial.folder, plan.features) as writer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pending: Future[None] | None = None
+        for window, rows in _read_windows(plan, windows):
+            progress("extract", done, total)
+            step = _count_up(progress, done, total)
+            start = plan.windows[window].start
+            blocks, lengths = compute_window(
+                plan.model, plan.features, plan.storage_dtype, rows, start, step
+            )
+            tokens += int(np.abs(lengths).sum())
+            done += len(rows)
+            if pending is not None:
+                pending.result()
+            pending = pool.submit(partial.store, writer, window, blocks, lengths)
+        if pending is not None:
+            pending.result()
+    progress("extract", total, total)
+    return tokens
+
+
+def _read_windows(plan: Plan, windows: Sequence[int]) -> Iterator[tuple[int, list[Row]]]:
+    """The rows of each window, in one pass over the data."""
+    if not windows:
+        return
+    position = plan.windows[windows[0]].start
+    texts = plan.dataset.rows(position)
+    for window in windows:
+        rows = plan.windows[window]
+        found = list(islice(texts, rows.start - position, rows.stop - position))
+        if len(found) != len(rows):
+            plan.dataset.check_unchanged()
+            raise ArtifactError(f"the data ended early, at row {rows.start + len(found)}")
+        position = rows.stop
+        yield window, found
+
+
+def _count_up(progress: Progress, start: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress("extract", start + done, total)
+
+
+def _log(
+    plan: Plan, started: float, pending: Sequence[int], tokens: int, here: Ranks
+) -> dict[str, Any]:
+    """What is worth knowing of this run, but no part of its result; tokens are this rank's."""
+    seconds = time.time() - started
+    rows = sum(len(plan.windows[window]) for window in pending)
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(seconds, 2),
+        "processes": here.size,
+        "rows_per_second": round(rows / seconds, 2),
+        "tokens_per_second": round(tokens * here.size / seconds, 1),
+        "resumed_at_row": len(plan.dataset) - rows,
+    }
+
+
+def finish(partial: Partial, output: Path, log: dict[str, Any]) -> None:
+    """Write the samples and the manifest, and give the folder its final name.
+
+    Raises
+    ------
+    ArtifactError
+        A window is missing.
+    DataError
+        The data changed while they were read.
+    """
+    plan, folder = partial.plan, partial.folder
+    if missing := partial.pending():
+        rows = plan.windows[missing[0]]
+        raise ArtifactError(
+            f"{folder}: {len(missing)} of {len(plan.windows)} windows are missing, first rows"
+            f" {rows.start} to {rows.stop - 1}",
+            "Run the same command again.",
+        )
+    plan.dataset.check_unchanged()
+    lengths, overflows = partial.lengths(), partial.overflows()
+    activations.write_samples(
+        folder / activations.SAMPLES,
+        ids=(row.id for row in plan.dataset.rows()),
+        labels=plan.dataset.codes,
+        classes=plan.dataset.classes,
+        splits=plan.dataset.splits,
+        n_tokens=np.abs(lengths),
+        truncated=lengths < 0,
+    )
+    partial.remove_notes()
+    artifacts.write_manifest(folder, "activations", _content(plan, lengths, overflows))
+    artifacts.write_log(folder, log)
+    artifacts.publish(folder, output)
+
+
+def _content(
+    plan: Plan, lengths: NDArray[np.int32], overflows: NDArray[np.int64]
+) -> dict[str, Any]:
+    dataset = plan.dataset
+    return {
+        "request": plan.request,
+        "classes": dataset.classes,
+        "counts": {
+            "rows": len(dataset),
+            **_split_counts(dataset),
+            "tokens": int(np.abs(lengths).sum()),
+            "truncated": int((lengths < 0).sum()),
+            "overflowed": int(overflows.sum()),
+        },
+        "layers": plan.model.layout.layers,
+        "causal": plan.model.layout.causal,
+        "features": [
+            {
+                "layer": feature.layer,
+                "site": feature.site,
+                "pooling": feature.pooling,
+                "width": feature.width,
+                "hookpoint": feature.hookpoint,
+                "overflowed": int(count),
+            }
+            for feature, count in zip(plan.features, overflows, strict=True)
+        ],
+        "storage_dtype": plan.storage_dtype,
+        "warnings": [*dataset.warnings, *plan.notes],
+    }
+
+
+def _split_counts(dataset: Dataset) -> dict[str, int]:
+    return {name: int((dataset.splits == index).sum()) for index, name in enumerate(SPLITS)}

@@ -1,0 +1,133 @@
+"""Reading and storing one window: consecutive rows whose vectors wait in memory together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import activations, backbone
+from spin_cli.activations import Feature
+from spin_cli.backbone import Backbone, Encoded
+from spin_cli.config import Pooling, Site, StorageDtype
+from spin_cli.dataset import Row
+from spin_cli.errors import ModelError
+
+Blocks = dict[Feature, NDArray[Any]]
+FLOAT16_INFINITY = 0x7C00
+"""Bits of float16's infinity; NaN has larger ones, every number smaller ones."""
+
+
+def wanted_of(features: Sequence[Feature]) -> dict[tuple[str, Site], list[Pooling]]:
+    """What `backbone.gather` is asked for."""
+    wanted: dict[tuple[str, Site], list[Pooling]] = {}
+    for feature in features:
+        wanted.setdefault((feature.layer, feature.site), []).append(feature.pooling)
+    return wanted
+
+
+def read_rows_into(
+    model: Backbone,
+    encoded: Sequence[Encoded],
+    features: Sequence[Feature],
+    *,
+    dtype: StorageDtype = StorageDtype.FLOAT32,
+    done: Callable[[int], None] | None = None,
+) -> Blocks:
+    """Read all *features* of some texts.
+
+    Returns
+    -------
+    dict of arrays (n, F), in the disk format of *dtype*, rows as in *encoded*
+    """
+    disk = activations.DISK_DTYPES[dtype]
+    blocks = {feature: np.empty((len(encoded), feature.width), disk) for feature in features}
+    by_key = {(f.layer, f.site, f.pooling): blocks[f] for f in features}
+
+    def store(
+        layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[np.float32]
+    ) -> None:
+        by_key[layer, site, pooling][rows] = activations.to_disk(vectors, dtype)
+
+    backbone.gather(model, encoded, wanted_of(features), store, done)
+    return blocks
+
+
+def compute_window(
+    model: Backbone,
+    features: Sequence[Feature],
+    dtype: StorageDtype,
+    rows: Sequence[Row],
+    first_row: int,
+    done: Callable[[int], None] | None = None,
+) -> tuple[Blocks, NDArray[np.int32]]:
+    """Read all features of consecutive rows.
+
+    Returns
+    -------
+    blocks : dict of arrays (n, F), in their disk dtype, rows in input order
+    lengths : (n,) int32
+        Tokens of each text; negative where it was cut.
+    """
+    encoded = backbone.encode(model, [row.text for row in rows], first_row=first_row)
+    blocks = read_rows_into(model, encoded, features, dtype=dtype, done=done)
+    lengths = np.array([e.n_tokens * (-1 if e.truncated else 1) for e in encoded], np.int32)
+    return blocks, lengths
+
+
+def settle_overflow(
+    block: NDArray[Any], feature: Feature, first_row: int, dtype: StorageDtype, compute: str
+) -> int:
+    """Set values that float16 could not hold to its largest number; how many they were.
+
+    Parameters
+    ----------
+    block : (n, F), in the disk format of *dtype*; changed in place
+    compute : number format that the model computed in
+
+    Raises
+    ------
+    ModelError
+        NaN, or an infinity that the number format on the disk is not to blame for.
+    """
+    if dtype is StorageDtype.FLOAT16:
+        bits = block.view(np.uint16)
+        if (bits & 0x7FFF).max(initial=0) < FLOAT16_INFINITY:
+            return 0
+        flawed = ~np.isfinite(block)
+        if compute != "float16" and not np.isnan(block).any():
+            np.clip(block, np.finfo(np.float16).min, np.finfo(np.float16).max, out=block)
+            return int(flawed.sum())
+    else:
+        flawed = ~np.isfinite(activations.from_disk(block, dtype))
+        if not flawed.any():
+            return 0
+    row, column = np.argwhere(flawed)[0]
+    value = activations.from_disk(block, dtype)[row, column]
+    raise ModelError(
+        f"row {first_row + row}: {feature.layer} {feature.dataset} neuron {column} is {value},"
+        f" computed in {compute} ({int(flawed.sum())} such values among {len(block)} rows)",
+        "Try --dtype float32 or bfloat16; a model that gives NaN in float32 is damaged.",
+    )
+
+
+def write_at(path: Path, values: NDArray[Any], place: int) -> None:
+    """Write *values* at byte *place* of a file that exists, and sync it."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(values.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def store_window(
+    writer: activations.RowWriter, first_row: int, blocks: Mapping[Feature, NDArray[Any]]
+) -> None:
+    """Write one window's blocks and return when they are on the disk."""
+    for feature, block in blocks.items():
+        writer.write(feature, first_row, block)
+    writer.sync()

@@ -1,0 +1,235 @@
+"""Is an artifact still what was written? Checksums, shapes, and rows read anew.
+
+Every bit of an artifact is under a checksum: files under the manifest's, the manifest and the log
+under their own. Some rows of activations are besides recomputed through the model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spin_cli import activations, artifacts, backbone
+from spin_cli.activations import Feature
+from spin_cli.backbone import Backbone
+from spin_cli.config import DataConfig, ModelConfig, Pooling, Site, StorageDtype, from_plain
+from spin_cli.dataset import Row, reread
+from spin_cli.errors import ArtifactError, DataError, SpinError
+from spin_cli.head import load_head
+
+TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest distance of a recomputed vector from the stored one, as a share of its length, by number
+format (of computing or of the disk, the coarser one). Batches of another shape round otherwise."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool | None
+    """None: it could not be looked at."""
+    found: str
+
+
+def verify(folder: Path, *, rows: int = 8, seed: int = 0, model: str | None = None) -> list[Check]:
+    """Check an artifact folder, or every artifact in a run folder.
+
+    Parameters
+    ----------
+    rows : random rows of activations to recompute through the model; 0: none, no model is loaded
+    model : where the model lies now, if not where the manifest says
+
+    Raises
+    ------
+    ArtifactError
+        There is no artifact to check.
+    """
+    inside = [folder / name for name in artifacts.STAGE_OF if (folder / name).is_dir()]
+    if inside and not (folder / artifacts.MANIFEST).exists():
+        return [
+            replace(check, what=f"{part.name}: {check.what}")
+            for part in inside
+            for check in verify(part, rows=rows, seed=seed, model=model)
+        ]
+    if not (folder / artifacts.MANIFEST).is_file():
+        artifacts.read_manifest(folder)  # says what is missing
+    checks = list(_check_files(folder))
+    if all(check.ok for check in checks):
+        manifest = artifacts.read_manifest(folder)
+        checks += _check_content(folder, manifest, rows, seed, model)
+    return checks
+
+
+def _attempt(what: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(what, True, look())
+    except ArtifactError as error:
+        return Check(what, False, error.message)
+
+
+def _check_files(folder: Path) -> Iterator[Check]:
+    """Whatever a flipped bit can hit."""
+    yield _attempt(artifacts.MANIFEST, lambda: _check_manifest(folder))
+    try:
+        manifest = artifacts.read_json(folder / artifacts.MANIFEST)
+        entries = dict(manifest["files"])
+    except (ArtifactError, KeyError, TypeError, ValueError):
+        return  # said already
+    for name, entry in entries.items():
+        yield _attempt(name, lambda name=name, entry=entry: _check_sum(folder, name, entry))  # type: ignore[misc]
+    if (folder / artifacts.LOG).exists():
+        yield _attempt(artifacts.LOG, lambda: _check_log(folder))
+    known = {*entries, artifacts.MANIFEST, artifacts.LOG}
+    if strangers := sorted(path.name for path in folder.iterdir() if path.name not in known):
+        yield Check("other files", None, f"not of this artifact: {', '.join(strangers[:5])}")
+
+
+def _check_manifest(folder: Path) -> str:
+    manifest = artifacts.read_manifest(folder)
+    _check_text(folder / artifacts.MANIFEST, manifest)
+    return "its own checksum agrees"
+
+
+def _check_log(folder: Path) -> str:
+    log = artifacts.read_json(folder / artifacts.LOG)
+    if not isinstance(log, dict) or artifacts.checksum(log) != log.get("checksum"):
+        raise ArtifactError(f"{folder / artifacts.LOG}: changed after it was written")
+    _check_text(folder / artifacts.LOG, log)
+    return "its own checksum agrees"
+
+
+def _check_text(path: Path, value: Any) -> None:
+    """White space is under no checksum, so the text is compared with what spin writes."""
+    if path.read_text(encoding="utf-8") != artifacts.json_text(value):
+        raise ArtifactError(f"{path}: changed after it was written")
+
+
+def _check_sum(folder: Path, name: str, entry: Any) -> str:
+    artifacts.check_size(folder, name, entry)
+    if artifacts.sha256_file(folder / name) != entry.get("sha256"):
+        raise ArtifactError(f"{folder / name}: its bytes are no longer those that were written")
+    return f"{entry['bytes']:,} bytes, SHA-256 agrees"
+
+
+def _check_content(
+    folder: Path, manifest: dict[str, Any], rows: int, seed: int, model: str | None
+) -> Iterator[Check]:
+    kind = manifest["kind"]
+    if kind == "activations":
+        features = activations.features_of(manifest)
+        yield _attempt("matrices", lambda: _check_shapes(folder, manifest, features))
+        if rows:
+            yield _recompute(folder, manifest, features, rows, seed, model)
+    if kind == "head":
+        yield _attempt("head", lambda: f"{load_head(folder).neurons:,} neurons, all in range")
+    if "parent" in manifest:
+        try:
+            path, _ = artifacts.read_parent(folder, manifest)
+            yield Check("parent", True, f"{path} is what it was made from")
+        except ArtifactError as error:
+            gone = not (folder / manifest["parent"]["path"]).resolve().exists()
+            yield Check("parent", None if gone else False, error.message)
+
+
+def _check_shapes(folder: Path, manifest: dict[str, Any], features: Sequence[Feature]) -> str:
+    count = manifest["counts"]["rows"]
+    dtype = StorageDtype(manifest["storage_dtype"])
+    samples = activations.read_samples(folder)
+    if len(samples.ids) != count:
+        raise ArtifactError(f"{folder}: {len(samples.ids)} samples, the manifest says {count}")
+    for feature in features:
+        activations.read_matrix(folder, feature, 1, dtype, start=count - 1)
+    return f"{len(features)} matrices of {count:,} rows"
+
+
+def _recompute(
+    folder: Path,
+    manifest: dict[str, Any],
+    features: Sequence[Feature],
+    rows: int,
+    seed: int,
+    model: str | None,
+) -> Check:
+    """Read some texts again and compare."""
+    what = "recomputed rows"
+    try:
+        options = from_plain(ModelConfig, manifest["request"]["options"]["model"])
+        data = from_plain(DataConfig, manifest["request"]["options"]["data"])
+        count = manifest["counts"]["rows"]
+        chosen = sorted(random.Random(seed).sample(range(count), min(rows, count)))
+        texts = _pick(reread(manifest["request"]["data"], data), chosen)
+        # What runs foreign code or unpickles is never taken from a manifest.
+        options = replace(
+            options, model=model or options.model, trust_remote_code=False, allow_pickle=False
+        )
+        loaded = backbone.load(options)
+    except (KeyError, TypeError, ValueError) as error:
+        return Check(what, False, f"the manifest's request is not valid: {error}")
+    except DataError as error:
+        return Check(what, None, error.message)
+    except SpinError as error:
+        return Check(what, None, f"{error.message} (--rows 0 leaves this out)")
+    differing = artifacts.differing_fields(
+        manifest["request"]["model"], artifacts.to_plain(loaded.identity)
+    )
+    if differing := [name for name in differing if name != "id"]:
+        return Check(what, None, f"another model now: {', '.join(differing)} changed")
+    worst, at, feature = _farthest(folder, manifest, features, chosen, texts, loaded)
+    formats = {manifest["request"]["dtype"], manifest["storage_dtype"]}
+    limit = max(TOLERANCE[name] for name in formats)
+    found = f"{len(chosen)} rows, at most {worst:.1e} apart"
+    if worst <= limit:
+        return Check(what, True, found)
+    where = f"row {at}, {feature.layer} {feature.dataset}"
+    return Check(what, False, f"{found} (limit {limit:g}), in {where}")
+
+
+def _pick(rows: Iterator[Row], chosen: Sequence[int]) -> list[str]:
+    wanted = set(chosen)
+    return [row.text for index, row in enumerate(rows) if index in wanted]
+
+
+def _farthest(
+    folder: Path,
+    manifest: dict[str, Any],
+    features: Sequence[Feature],
+    chosen: Sequence[int],
+    texts: Sequence[str],
+    model: Backbone,
+) -> tuple[float, int, Feature]:
+    """The largest relative distance between stored and recomputed vectors, and where it is."""
+    dtype = StorageDtype(manifest["storage_dtype"])
+    stored = {
+        (f.layer, f.site, f.pooling): np.vstack(
+            [activations.read_matrix(folder, f, 1, dtype, start=row) for row in chosen]
+        ).astype(np.float32)
+        for f in features
+    }
+    wanted: dict[tuple[str, Site], list[Pooling]] = {}
+    for feature in features:
+        wanted.setdefault((feature.layer, feature.site), []).append(feature.pooling)
+    by_key = {(f.layer, f.site, f.pooling): f for f in features}
+    found: list[tuple[float, int, Feature]] = []
+
+    def compare(
+        layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[np.float32]
+    ) -> None:
+        old = stored[layer, site, pooling][rows]
+        new = activations.from_disk(activations.to_disk(vectors, dtype), dtype).astype(np.float32)
+        new = np.clip(new, -activations.largest(dtype), activations.largest(dtype))
+        lengths = np.maximum(np.linalg.norm(old, axis=1), 1e-6)
+        apart = np.linalg.norm(new - old, axis=1) / lengths
+        worst = int(apart.argmax())
+        found.append((float(apart[worst]), chosen[rows[worst]], by_key[layer, site, pooling]))
+
+    with torch.inference_mode():
+        backbone.gather(model, backbone.encode(model, texts), wanted, compare)
+    return max(found, key=lambda item: item[0])

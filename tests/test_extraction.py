@@ -1,0 +1,355 @@
+"""Extraction that is killed, shared, out of range or watched: the same bytes, or a plain refusal."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spin_cli import activations, artifacts, backbone, extraction
+from spin_cli.activations import features_of
+from spin_cli.config import DataConfig, ExtractConfig, ModelConfig, StorageDtype
+from spin_cli.errors import ArtifactError, ModelError, UsageError
+from spin_cli.extraction import planning
+from spin_cli.extraction.windows import settle_overflow
+from spin_cli.verification import verify
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "sample_data" / "reviews"
+CONFIG = ExtractConfig(DataConfig(), ModelConfig("bundled:minilm"), layers="0-2")
+SMALL_WINDOWS = 2**20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A part of the sample reviews, in one file."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    lines = (SAMPLES / "train.csv").read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:241]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """The activations of an uninterrupted run in small windows."""
+    folder = tmp_path_factory.mktemp("straight") / "activations"
+    run_in_small_windows(data, folder)
+    return folder
+
+
+def run_in_small_windows(data, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "WINDOW_BYTES", SMALL_WINDOWS)
+        extraction.extract(data, folder, CONFIG)
+
+
+def assert_same(one: Path, other: Path):
+    names = sorted(path.name for path in one.iterdir() if path.name != artifacts.LOG)
+    assert names == sorted(path.name for path in other.iterdir() if path.name != artifacts.LOG)
+    assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
+
+
+# -- kills ---------------------------------------------------------------------------------------
+
+
+def _child(data, folder):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    run_in_small_windows(data, folder)
+
+
+def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tmp_path):
+    # The server imports torch once and forks: each run is a process of its own all the same.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_extraction"])
+    moments, kills, last = random.Random(0), 0, 0
+    folder = tmp_path / "activations"
+    partial = artifacts.partial_folder(folder)
+
+    def start():
+        process = context.Process(target=_child, args=(data, folder))
+        process.start()
+        return process
+
+    def finished_windows():
+        path = partial / "windows.bin"
+        return int(np.fromfile(path, np.uint8).sum()) if path.exists() else 0
+
+    while kills < 20:
+        process = start()
+        begun = finished_windows()
+        if kills % 2:  # every other one in the middle of writing, the rest at any moment at all
+            while process.is_alive() and finished_windows() == begun:
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.1))
+        else:
+            process.join(moments.uniform(0.05, 2.0))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:  # it was faster: begin anew, to be killed again
+            assert_same(straight, folder)
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+            continue
+        kills += 1
+        last = max(last, finished_windows())
+    assert last > 0
+    if not folder.exists():
+        process = start()
+        process.join()
+        assert process.exitcode == 0
+    assert_same(straight, folder)
+    assert not partial.exists()
+
+
+def spin(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "spin_cli", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, check=False, **options,
+    )  # fmt: skip
+
+
+def test_ctrl_c_ends_soon_and_says_how_to_go_on(data, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spin_cli", "extract", SAMPLES, "-m", "bundled:smollm2"]
+        + ["-o", tmp_path / "a"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "a.partial" / "request.json").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    message = process.communicate(timeout=30)[1]
+    assert time.monotonic() - begun < 10  # one or two seconds where nothing else runs
+    assert process.returncode == 130
+    assert "goes on from there" in message
+    assert "Traceback" not in message
+
+
+def test_a_second_process_is_kept_out(data, tmp_path):
+    with artifacts.locked(tmp_path / "a.partial"):
+        found = spin("extract", data, "-m", "bundled:minilm", "-o", tmp_path / "a", "--layers", "0")
+    assert found.returncode == 4
+    assert "another process is writing it" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+
+def torchrun(data, folder, *options, script=None):
+    """Start two ranks; the script lets windows be small."""
+    code = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from tests import test_extraction as t\n"
+        "data, folder, mark = map(Path, sys.argv[1:])\n"
+        "if os.environ['RANK'] == '1' and not mark.exists():\n"
+        "    from spin_cli.extraction import partial\n"
+        "    store = partial.Partial.store\n"
+        "    def once(self, *rest):\n"
+        "        store(self, *rest); mark.write_text('died'); os.kill(os.getpid(), 9)\n"
+        "    partial.Partial.store = once\n"
+        "t.run_in_small_windows(data, folder)\n"
+    )
+    path = folder.parent / "rank.py"
+    path.write_text(code)
+    mark = folder.parent / "mark"
+    if "--max-restarts" not in options:
+        mark.write_text("nobody dies")
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+        + [*options, str(path), str(data), str(folder), str(mark)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    ), mark  # fmt: skip
+
+
+def test_two_processes_give_the_same_bytes(data, straight, tmp_path):
+    done, _ = torchrun(data, tmp_path / "activations")
+    assert done.returncode == 0, done.stderr
+    assert artifacts.read_json(tmp_path / "activations" / "log.json")["processes"] == 2
+    assert_same(straight, tmp_path / "activations")
+
+
+def test_a_rank_that_dies_is_restarted_and_resumes(data, straight, tmp_path):
+    done, mark = torchrun(data, tmp_path / "activations", "--max-restarts", "1")
+    assert done.returncode == 0, done.stderr
+    assert mark.read_text() == "died"
+    assert artifacts.read_json(tmp_path / "activations" / "log.json")["resumed_at_row"] > 0
+    assert_same(straight, tmp_path / "activations")
+
+
+def test_a_missing_window_is_not_published(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "WINDOW_BYTES", SMALL_WINDOWS)
+    monkeypatch.setattr(extraction.stage, "work_through", lambda *_: 0)
+    with pytest.raises(ArtifactError, match="windows are missing, first rows 0 to"):
+        extraction.extract(data, tmp_path / "a", CONFIG)
+    assert not (tmp_path / "a").exists()
+
+
+# -- numbers that do not fit -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory):
+    """MiniLM with one neuron of block 2 beyond float16."""
+    folder = tmp_path_factory.mktemp("huge")
+    model = backbone.load(ModelConfig("bundled:minilm"))
+    with np.errstate(all="ignore"):
+        model.model.encoder.layer[1].intermediate.dense.bias.data[7] = 2e5
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_storage_is_switched_where_a_trial_overflows_float16(data, huge, tmp_path):
+    config = replace(CONFIG, model=ModelConfig(str(huge)))
+    planned = extraction.plan(data, config)
+    assert planned.storage_dtype is StorageDtype.FLOAT32
+    assert "layer_02 ffn reaches 2" in planned.notes[0]
+    manifest = extraction.run(planned, tmp_path / "a")
+    assert manifest["storage_dtype"] == "float32"
+    assert any("float16 could overflow" in warning for warning in manifest["warnings"])
+    with pytest.raises(ModelError, match="float16 ends at 65,504"):
+        extraction.plan(data, replace(config, storage_dtype=StorageDtype.FLOAT16))
+
+
+def test_overflow_after_the_trial_is_counted_and_never_stored_as_infinity(
+    data, huge, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(planning, "_largest", lambda *_: (None, 1.0))  # a trial that saw nothing
+    config = replace(CONFIG, model=ModelConfig(str(huge)))
+    manifest = extraction.extract(data, tmp_path / "a", config)
+    rows = manifest["counts"]["rows"]
+    by_feature = {(f["layer"], f["site"]): f["overflowed"] for f in manifest["features"]}
+    assert by_feature["layer_02", "ffn"] == rows
+    assert by_feature["layer_01", "ffn"] == 0
+    feature = next(f for f in features_of(manifest) if (f.layer, f.site) == ("layer_02", "ffn"))
+    matrix = activations.read_matrix(tmp_path / "a", feature, rows, StorageDtype.FLOAT16)
+    assert (matrix[:, 7] == np.float16(65504)).all()
+
+
+def test_nan_stops_with_row_layer_and_neuron(data, straight):
+    feature = features_of(artifacts.read_manifest(straight))[0]
+    block = np.zeros((4, feature.width), np.float16)
+    block[2, 5] = np.nan
+    with pytest.raises(ModelError, match=r"row 102: layer_00 /hidden/mean neuron 5 is nan"):
+        settle_overflow(block, feature, 100, StorageDtype.FLOAT16, "float32")
+    block[2, 5] = np.inf
+    with pytest.raises(ModelError, match="neuron 5 is inf, computed in float16"):
+        settle_overflow(block, feature, 100, StorageDtype.FLOAT16, "float16")
+    wide = np.full((1, feature.width), np.inf, np.float32)
+    with pytest.raises(ModelError, match=f"{feature.width} such values"):
+        settle_overflow(wide, feature, 0, StorageDtype.FLOAT32, "float32")
+
+
+# -- verify ----------------------------------------------------------------------------------------
+
+
+def test_verify_is_content_with_what_was_written(straight):
+    checks = verify(straight, rows=5)
+    assert all(check.ok for check in checks), checks
+    assert checks[-1].what == "recomputed rows"
+    assert "5 rows" in checks[-1].found
+
+
+def test_verify_finds_one_flipped_bit_anywhere(straight, tmp_path):
+    copy = tmp_path / "activations"
+    copy.mkdir()
+    for path in straight.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    chance = random.Random(0)
+    for path in sorted(copy.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(12 if path.suffix == ".h5" else 60):
+            place, bit = chance.randrange(len(whole)), chance.randrange(8)
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            failed = [check for check in verify(copy, rows=0) if check.ok is False]
+            assert failed, f"{path.name}: bit {bit} of byte {place}"
+        path.write_bytes(whole)
+    assert all(check.ok for check in verify(copy, rows=0))
+
+
+def test_verify_recomputes_rows_and_names_the_one_that_differs(straight, tmp_path):
+    copy = tmp_path / "activations"
+    copy.mkdir()
+    for path in straight.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    manifest = artifacts.read_manifest(copy)
+    feature = next(f for f in features_of(manifest) if f.layer == "layer_01")
+    with activations.RowWriter(copy, [feature]) as writer:
+        for row in range(manifest["counts"]["rows"]):
+            writer.write(feature, row, np.ones((1, feature.width), np.float16))
+    content = {
+        k: v for k, v in manifest.items()
+        if k not in ("kind", "schema", "versions", "files", "fingerprint", "checksum")
+    }  # fmt: skip
+    artifacts.write_manifest(copy, "activations", content)
+    checks = {check.what: check for check in verify(copy, rows=3)}
+    assert all(check.ok for name, check in checks.items() if name != "recomputed rows")
+    assert checks["recomputed rows"].ok is False
+    assert f"layer_01 {feature.dataset}" in checks["recomputed rows"].found
+
+
+def test_verify_on_the_command_line(straight, tmp_path):
+    assert spin("verify", straight, "--rows", "0").returncode == 0
+    nothing = spin("verify", tmp_path / "nothing")
+    assert nothing.returncode == 4
+    assert "no such folder" in nothing.stderr
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in straight.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[:-1])
+    found = spin("verify", broken, "--json")
+    assert found.returncode == 4
+    assert json.loads(found.stdout)["ok"] is False
+    assert "Traceback" not in found.stderr
+
+
+# -- input and estimate ----------------------------------------------------------------------------
+
+
+def test_stdin_gives_what_the_file_gives(data, tmp_path):
+    arguments = ("-m", "bundled:minilm", "--layers", "0-1", "--pooling", "mean")
+    assert spin("extract", data, "-o", tmp_path / "file", *arguments).returncode == 0
+    with data.open() as pipe:
+        done = spin(
+            "extract", "-", "-o", tmp_path / "pipe", *arguments, "--format", "csv", stdin=pipe
+        )
+    assert done.returncode == 0, done.stderr
+    for name in ("layer_00.h5", "layer_01.h5", "samples.h5"):
+        assert filecmp.cmp(tmp_path / "file" / name, tmp_path / "pipe" / name, shallow=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+def test_stdin_needs_a_format(tmp_path):
+    done = spin("extract", "-", "-m", "bundled:minilm", "-o", tmp_path / "a", input="text,label\n")
+    assert done.returncode == UsageError.exit_code
+    assert "--format" in done.stderr
+
+
+def test_the_dry_run_foretells_disk_and_tokens(data, straight):
+    planned = extraction.plan(data, CONFIG)
+    found = extraction.estimate(planned)
+    manifest = artifacts.read_manifest(straight)
+    disk = sum(entry["bytes"] for entry in manifest["files"].values())
+    assert found["rows"] == manifest["counts"]["rows"]
+    assert found["tokens"] == pytest.approx(manifest["counts"]["tokens"], rel=0.2)
+    assert found["disk_bytes"] == pytest.approx(disk, rel=0.05)
+    assert found["seconds"] > 0
+    assert found["memory_bytes"] > 100 * 2**20
