@@ -71,7 +71,7 @@ def load(options: ModelConfig, *, depth: int | None = None) -> Backbone:
     location = locate(options)
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    with _plain_errors(options.model, location):
+    with _plain_errors(options.model, location), _file_access(location, depth):
         config = AutoConfig.from_pretrained(
             location.source, trust_remote_code=options.trust_remote_code, **location.arguments
         )
@@ -194,6 +194,17 @@ def limit_length(wanted: int, config: Any, tokenizer: Any) -> int:
     if 0 < (tokenizer.model_max_length or 0) < 10**9:
         limits.append(tokenizer.model_max_length)
     return min(limits)
+
+
+@contextlib.contextmanager
+def _file_access(location: Location, depth: int | None) -> Iterator[None]:
+    if location.gguf is None:
+        yield
+        return
+    from spin_cli.backbone import gguf_files  # a second or so of imports
+
+    with gguf_files.reading(depth):
+        yield
 
 
 @contextlib.contextmanager
