@@ -88,6 +88,14 @@ class OutputFormat(str, Enum):
     CSV = "csv"
     TSV = "tsv"
     PARQUET = "parquet"
+    TABLE = "table"
+
+
+class OnError(str, Enum):
+    """What `predict` does about a row that cannot be read."""
+
+    STOP = "stop"
+    SKIP = "skip"
 
 
 SPLITS = ("train", "val", "test")
@@ -200,6 +208,16 @@ class PredictConfig:
     batch_tokens: int | None = None
     evaluate: bool = False
     output: Path | None = None
+    keep_columns: bool = False
+    """Carry the input's columns through."""
+    on_error: OnError = OnError.STOP
+    threshold: float | None = None
+    """Abstain from answers of a lower probability."""
+    top: int | None = None
+    """Show only so many classes, the likeliest."""
+    explain: int = 0
+    """Neurons named as reasons for each answer."""
+    explain_tokens: bool = False
 
 
 def worker_count(wanted: int) -> int:

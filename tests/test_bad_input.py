@@ -315,11 +315,21 @@ def test_train_refuses_activations_that_were_made_again(spin, tiny_run, run_copy
         ('{"text": "fine"}\n{"text": ""}\n', ["line 2"]),
     ],
 )
-def test_a_bad_line_is_named_and_no_file_appears(spin, tiny_run, tmp_path, content, words):
+def test_a_bad_line_is_named_and_the_rows_before_it_are_kept(
+    spin, tiny_run, tmp_path, content, words
+):
     source = tmp_path / "in.jsonl"
     source.write_text(content)
     done = spin("predict", tiny_run / "run/head", source, "-o", tmp_path / "out.jsonl")
     assert_refused(done, 3, "in.jsonl", *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl.partial"]
+    assert len((tmp_path / "out.jsonl.partial").read_text().splitlines()) == 1
+
+
+def test_a_bad_first_line_leaves_nothing(spin, tiny_run, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": 5}\n')
+    done = spin("predict", tiny_run / "run/head", tmp_path / "in.jsonl", "-o", tmp_path / "out")
+    assert_refused(done, 3, "in.jsonl", "line 1")
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
