@@ -212,7 +212,7 @@ class PredictConfig:
     """Carry the input's columns through."""
     on_error: OnError = OnError.STOP
     threshold: float | None = None
-    """Abstain from answers of a lower probability."""
+    """Abstain from answers of a lower probability; None: as the head was trained."""
     top: int | None = None
     """Show only so many classes, the likeliest."""
     explain: int = 0

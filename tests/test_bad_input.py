@@ -377,6 +377,8 @@ CONFIG_CHANGES = {
     "classes": [None, [], ["good"], ["good", "good"], ["good", 1], "bad", ["a", "b", "c"], {}],
     "features": [None, [], {}, "layer_01", [None], [[]], [{}]],
     "threshold": [-0.1, 1.5, float("nan"), float("inf"), "high", [], {}],
+    "abstain_below": [-0.1, 1.5, float("nan"), float("inf"), "high", [], {}, True],
+    "hidden": [None, -1, 1, 10**9, 1.0, "none", [], {}],
     "blocks": [-1, 0, 99, 10**9, 1e400, "all", [], {}],
     "storage_dtype": [None, "float8", 16, []],
     "model": [None, [], "bundled:minilm", {}],

@@ -56,7 +56,7 @@ def predict(
             min=0.0,
             max=1.0,
             rich_help_panel=OUTPUT,
-            help="Mark answers of a lower probability as abstained.",
+            help="Mark answers of a lower probability as abstained [default: as trained].",
         ),
     ] = None,
     resume: Annotated[
@@ -233,7 +233,8 @@ class _Run:
                 for _ in windows:
                     pass
                 return
-            style = Style(self.predictor.head.classes, config)
+            head = self.predictor.head
+            style = Style(head.classes, config, head.abstain_below is not None)
             with writing(config.output, style, append=self.kept > 0) as write:
                 for window in windows:
                     self._count(window)  # before they are written: a wrong label stops the run

@@ -28,12 +28,14 @@ class Style:
 
     classes: tuple[str, ...]
     config: PredictConfig
+    abstains: bool = False
+    """Whether each row says if it is too uncertain to be given."""
 
     def names(self, inputs: Sequence[str]) -> list[str]:
         """Columns of a table; *inputs* are those that are carried through."""
         config = self.config
         names = ["id", "label", "prob", "truncated"]
-        if config.threshold is not None:
+        if self.abstains:
             names.append("abstained")
         if config.top is None:
             names += [f"prob_{name}" for name in self.classes]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spin_cli import artifacts, backbone, metrics
+from spin_cli import artifacts, backbone
 from spin_cli.activations import from_disk, to_disk
 from spin_cli.backbone import Backbone, Encoded
 from spin_cli.backbone.partial import depth_for, narrow
@@ -100,15 +100,11 @@ class Predictor:
 
     def classify(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Class probabilities (n, n_classes) of gathered neurons (n, neurons)."""
-        logits = self.head.logits(values)
-        if logits.shape[1] == 1:
-            logits = np.hstack([np.zeros_like(logits), logits])
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(1, keepdims=True))
+        return self.head.probabilities(values)
 
     def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
         """Class numbers (n,) for probabilities (n, n_classes)."""
-        return np.asarray(metrics.decide(probs, self.head.threshold), np.int64)
+        return self.head.decide(probs)
 
 
 def _is_last_ffn(feature: HeadFeature, model: Backbone) -> bool:
@@ -136,6 +132,8 @@ def open_predictor(folder: Path, config: PredictConfig, *, whole: bool = False) 
     """
     artifacts.read_manifest(folder, "head")
     head = load_head(folder)
+    if config.threshold is not None:
+        head = replace(head, abstain_below=config.threshold)
     options = _model_options(folder, head, config)
     depth = None if whole else depth_for([feature.layer for feature in head.features])
     model = backbone.load(options, depth=depth)

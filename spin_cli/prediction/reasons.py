@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from spin_cli import backbone
 from spin_cli.backbone import Encoded
 from spin_cli.config import Pooling, PredictConfig, Site
+from spin_cli.errors import UsageError
 from spin_cli.head import Head
 from spin_cli.prediction.predictor import Predictor
 
@@ -72,7 +73,17 @@ def contributions(
     head : Head
     values : (n, neurons) rounded as the head wants them
     labels : (n,) class numbers
+
+    Raises
+    ------
+    UsageError
+        The head is not linear.
     """
+    if head.hidden is not None:
+        raise UsageError(
+            "--explain: this head has hidden units, so its logit is no sum over neurons",
+            "Train a linear head.",
+        )
     weight = head.weight.astype(np.float64)
     if len(head.classes) == 2:
         sign = np.where(labels == 1, 1.0, -1.0)

@@ -40,7 +40,7 @@ class Prediction:
     probs: dict[str, float] = field(default_factory=dict)
     truncated: bool | None = None
     abstained: bool | None = None
-    """Whether the probability is below ``--threshold``; None where that is not given."""
+    """Whether the probability is too low to be trusted; None where no limit is set."""
     why: Reasons | None = None
     error: str | None = None
     truth: str | None = None
@@ -188,6 +188,9 @@ def _classify(
     values = predictor.rounded(predictor.gather(texts))
     probs = predictor.classify(values)
     labels = predictor.decide(probs)
+    unsure = None
+    if predictor.head.abstain_below is not None:
+        unsure = predictor.head.abstains(probs)
     whys = explain(predictor, texts, values, labels, config) if config.explain else None
     answers, at = [], 0
     for item, ids in zip(window, encoded, strict=True):
@@ -196,7 +199,10 @@ def _classify(
             continue
         assert isinstance(item, Row)
         why = None if whys is None else whys[at]
-        answers.append(_prediction(predictor, item, ids, probs[at], int(labels[at]), why, config))
+        abstained = None if unsure is None else bool(unsure[at])
+        answers.append(
+            _prediction(predictor, item, ids, probs[at], int(labels[at]), abstained, why)
+        )
         at += 1
     return answers
 
@@ -207,12 +213,11 @@ def _prediction(
     encoded: Encoded,
     probs: NDArray[np.float64],
     label: int,
+    abstained: bool | None,
     why: Reasons | None,
-    config: PredictConfig,
 ) -> Prediction:
     rounded = [round(float(p), 6) for p in probs]
     named = dict(zip(predictor.head.classes, rounded, strict=True))
-    least = config.threshold
     return Prediction(
         id=row.id,
         line=row.line,
@@ -220,7 +225,7 @@ def _prediction(
         prob=rounded[label],
         probs=named,
         truncated=encoded.truncated,
-        abstained=None if least is None else rounded[label] < least,
+        abstained=abstained,
         why=why,
         truth=row.label,
         columns=row.columns,
