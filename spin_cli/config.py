@@ -218,6 +218,8 @@ class PredictConfig:
     explain: int = 0
     """Neurons named as reasons for each answer."""
     explain_tokens: bool = False
+    watch: str | None = None
+    """Class whose probability is followed token by token; None: the last."""
 
 
 def worker_count(wanted: int) -> int:

@@ -12,7 +12,7 @@ import typer
 
 from spin_cli.cli import options as o
 from spin_cli.cli.terminal import print_json, print_table, progress_bar, say
-from spin_cli.cli.writing import Style, partial_path, writing
+from spin_cli.cli.writing import Style, partial_path, trace_record, writing, writing_lines
 from spin_cli.config import Dtype, Format, OnError, OutputFormat, PredictConfig
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.ranks import Ranks, current
@@ -88,6 +88,23 @@ def predict(
             help="Name the tokens behind these neurons too (5 neurons, if --explain is not given).",
         ),
     ] = False,
+    stream_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--stream-tokens",
+            rich_help_panel=REASONS,
+            help="Score every prefix of each text and tell where --threshold is first reached"
+            " (causal models; JSON lines).",
+        ),
+    ] = False,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            "--watch",
+            help="Class that --stream-tokens follows [default: the last].",
+            rich_help_panel=REASONS,
+        ),
+    ] = None,
     evaluate: Annotated[
         bool,
         typer.Option(
@@ -136,11 +153,16 @@ def predict(
         output_format=output_format, model=model, dtype=dtype, device=device,
         batch_tokens=batch_tokens, evaluate=evaluate, output=output, keep_columns=keep_columns,
         on_error=on_error, threshold=threshold, top=top,
-        explain=explain or (5 if explain_tokens else 0), explain_tokens=explain_tokens,
+        explain=explain or (5 if explain_tokens else 0), explain_tokens=explain_tokens, watch=watch,
     )  # fmt: skip
     ranks = current()
+    if stream_tokens:
+        _check_trace(config, ranks, resume=resume)
     _check_output(source, config, ranks, resume=resume, force=force, json=json)
     run = _Run(head, source, config, ranks, resume=resume and output is not None)
+    if stream_tokens:
+        run.trace(json)
+        return
     count, scores = run.all(check_exit)
     if not ranks.first:
         return
@@ -187,6 +209,19 @@ def _check_output(
         )
 
 
+def _check_trace(config: PredictConfig, ranks: Ranks, *, resume: bool) -> None:
+    """Refuse what says nothing about prefixes."""
+    clash = {
+        "--evaluate": config.evaluate, "--explain": bool(config.explain), "--resume": resume,
+        "--top": config.top is not None, "--keep-columns": config.keep_columns,
+        "--output-format": config.output_format is not OutputFormat.JSONL,
+        "torchrun": ranks.size > 1,
+    }  # fmt: skip
+    for option, given in clash.items():
+        if given:
+            raise UsageError(f"--stream-tokens and {option} do not go together")
+
+
 class _Run:
     """One run of the command: what it reads, what it has written so far."""
 
@@ -222,6 +257,27 @@ class _Run:
             raise
         scored = self.config.evaluate and self.ranks.first
         return self.count, self.tally.result() if scored else None
+
+    def trace(self, json: bool) -> None:
+        """Write the score of every prefix of each text."""
+        from spin_cli.dataset import is_live
+        from spin_cli.prediction import prefixes
+
+        crossed = 0
+        with writing_lines(self.config.output) as write:
+            live = is_live(self.source)
+            for window in prefixes.trace(self.predictor, self.items, self.config, live=live):
+                write([trace_record(found) for found in window])
+                self.count += len(window)
+                self.errors += sum(found.error is not None for found in window)
+                crossed += sum(found.crossing is not None for found in window)
+        if json:
+            print_json(
+                {"stage": "predict", "output": self.config.output, "rows": self.count,
+                 "errors": self.errors, "crossed": crossed}
+            )  # fmt: skip
+        elif self.config.output is not None:
+            say(f"{crossed:,} of {self.count:,} texts reach the threshold: {self.config.output}")
 
     def _write(self) -> None:
         config = self.config

@@ -16,6 +16,7 @@ from spin_cli.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:  # torch has to wait until a command runs
     from spin_cli.prediction import Prediction
+    from spin_cli.prediction.prefixes import Trace
 
 Write = Callable[[Sequence["Prediction"]], None]
 PARQUET_ROWS = 10_000
@@ -147,6 +148,42 @@ def writing(path: Path | None, style: Style, *, append: bool = False) -> Iterato
             raise
         sync(partial)
         partial.replace(path)
+
+
+@contextmanager
+def writing_lines(path: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Yield a function that writes records as JSON lines."""
+
+    def write_to(file: Any) -> Callable[[list[dict[str, Any]]], None]:
+        def write(records: list[dict[str, Any]]) -> None:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+
+        return write
+
+    if path is None:
+        yield write_to(sys.stdout)
+        return
+    from spin_cli.artifacts import disk_errors, sync
+
+    partial = partial_path(path)
+    with disk_errors(partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            yield write_to(file)
+        sync(partial)
+        partial.replace(path)
+
+
+def trace_record(found: Trace) -> dict[str, Any]:
+    """The scores of a text's prefixes as one JSON object."""
+    record = asdict(found)
+    del record["line"]
+    if found.error is not None:
+        return {"id": found.id, "error": found.error}
+    del record["error"]
+    return record
 
 
 @contextmanager
