@@ -91,6 +91,13 @@ class OutputFormat(str, Enum):
     TABLE = "table"
 
 
+class ExportFormat(str, Enum):
+    """What `export` writes."""
+
+    PT2 = "pt2"
+    ONNX = "onnx"
+
+
 class OnError(str, Enum):
     """What `predict` does about a row that cannot be read."""
 

@@ -34,7 +34,8 @@ def make_head(model, folder, layers, classes=("calm", "alarm")):
         for layer in layers
         for site in Site
         for pooling in Pooling
-        if not (layer == layers[-1] and site is Site.HIDDEN)
+        if whole.layout.width(layer, site)
+        and not (layer == layers[-1] and site is Site.HIDDEN)
     )  # fmt: skip
     count = sum(len(f.neurons) for f in features)
     outputs = 1 if len(classes) == 2 else len(classes)

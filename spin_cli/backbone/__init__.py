@@ -8,7 +8,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from spin_cli.backbone.batching import Encoded, encode, plan_batches
 from spin_cli.backbone.discovery import Layout, Stack
 from spin_cli.backbone.loading import Backbone, load
-from spin_cli.backbone.reading import Wanted, read, read_states
+from spin_cli.backbone.reading import Wanted, read, read_states, run_states
 
 __all__ = [
     "Backbone",
@@ -21,4 +21,5 @@ __all__ = [
     "plan_batches",
     "read",
     "read_states",
+    "run_states",
 ]

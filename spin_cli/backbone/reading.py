@@ -82,10 +82,29 @@ def read_states(
     lengths = [len(ids) for ids in batch]
     width = max(lengths)
     padded = [[*ids, *[backbone.pad_id] * (width - len(ids))] for ids in batch]
-    inputs = probe_inputs(backbone.model, torch.tensor(padded, device=backbone.device))
+    ids = torch.tensor(padded, device=backbone.device)
+    mask = None
     if min(lengths) < width:  # padding is always on the right: see DESIGN on left padding
         steps = torch.arange(width, device=backbone.device)
         mask = (steps < torch.tensor(lengths, device=backbone.device)[:, None]).long()
+    run_states(backbone, ids, mask, wanted, take)
+
+
+def run_states(
+    backbone: Backbone,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    wanted: Collection[tuple[str, Site]],
+    take: Take,
+    *,
+    early: bool = True,
+) -> None:
+    """As `read_states`, on tensors: *ids* (B, T) and *mask* (B, T), 1 for real tokens.
+
+    Without *early* the pass runs on to its end, which is what a tracer needs.
+    """
+    inputs = probe_inputs(backbone.model, ids)
+    if mask is not None:
         inputs["attention_mask"] = mask
         if "decoder_input_ids" in inputs:
             inputs["decoder_attention_mask"] = mask
@@ -96,10 +115,10 @@ def read_states(
             return
         take(layer, site, states)
         missing.discard((layer, site))
-        if not missing:
+        if early and not missing:
             raise _Enough
 
-    with _hooks(backbone, len(batch), width, take_once), contextlib.suppress(_Enough):
+    with _hooks(backbone, ids.shape[0], ids.shape[1], take_once), contextlib.suppress(_Enough):
         backbone.model(**inputs)
     if missing:
         layer, site = sorted(missing)[0]
