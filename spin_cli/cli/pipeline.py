@@ -16,8 +16,8 @@ from spin_cli.cli.stages import (
     run_select,
     run_train,
 )
+from spin_cli.cli.style import Style
 from spin_cli.cli.terminal import print_json, print_table, say
-from spin_cli.cli.writing import Style
 from spin_cli.config import (
     DEFAULT_MAX_LENGTH,
     DataConfig,

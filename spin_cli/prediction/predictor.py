@@ -185,9 +185,11 @@ def _check_model(folder: Path, head: Head, model: Backbone) -> None:
     for field, what in (
         ("config_sha256", "model configuration"),
         ("tokenizer_sha256", "tokenizer"),
+        ("commit", "revision of the model"),
+        ("adapter", "adapter"),
         ("weights", "weights"),
     ):
-        if head.model.get(field) != model.identity[field]:
+        if head.model.get(field) != model.identity.get(field):
             raise ArtifactError(
                 f"{folder}: made for another {what} than {model.options.model} has",
                 f"It needs {head.model.get('id')}; give its place with --model, or train again.",
