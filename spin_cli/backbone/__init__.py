@@ -1,10 +1,5 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
-import os
-
-# transformers has no other switch for the bar that it draws while it reads a GGUF file.
-os.environ.setdefault("TQDM_DISABLE", "1")
-
 from spin_cli.backbone.batching import Encoded, encode, plan_batches
 from spin_cli.backbone.discovery import Layout, Stack
 from spin_cli.backbone.loading import Backbone, load

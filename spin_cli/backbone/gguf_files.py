@@ -128,5 +128,6 @@ def reading(depth: int | None = None) -> Iterator[None]:
     with (
         _replaced(converter, "load_gguf_checkpoint", load_quickly),
         _replaced(gguf, "get_tensor_name_map", names),
+        _replaced(converter, "tqdm", lambda items, **_options: items),  # a bar without a switch
     ):
         yield

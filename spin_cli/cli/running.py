@@ -163,18 +163,19 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
         "auroc": "AUROC",
         "log_loss": "log loss",
     }
-    parts = []
-    for key, name in named.items():
-        if key in scores:
-            low, high = scores["intervals"].get(key, (float("nan"),) * 2)
-            parts.append(f"{name} {scores[key]:.4f} [{low:.4f}, {high:.4f}]")
-    line = f"{scores['rows']:,} rows: {', '.join(parts)} (95% bootstrap)"
+    rows = [
+        [name, f"{scores[key]:.4f}", *[f"{end:.4f}" for end in scores["intervals"].get(key, ())]]
+        for key, name in named.items()
+        if key in scores
+    ]
     if to_stderr:
-        say(line)
+        found = ", ".join(f"{row[0]} {row[1]} [{', '.join(row[2:])}]" for row in rows)
+        say(f"{scores['rows']:,} rows: {found} (95% bootstrap)")
         return
+    print_table(f"{scores['rows']:,} rows, 95% bootstrap", ["", "score", "from", "to"], rows)
     names = list(scores["per_class"])
     print_table(
-        line,
+        "Classes",
         ["class", "precision", "recall", "F1", "rows"],
         [
             [name, *[f"{c[key]:.4f}" for key in ("precision", "recall", "f1")], str(c["rows"])]
