@@ -98,7 +98,9 @@ def bare_forward(plan: extraction.Plan) -> Timed:
     return run
 
 
-def padded(batch: list[list[int]], model: backbone.Backbone) -> tuple[torch.Tensor, torch.Tensor | None]:
+def padded(
+    batch: list[list[int]], model: backbone.Backbone
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     width = max(map(len, batch))
     ids = torch.tensor([ids + [model.pad_id] * (width - len(ids)) for ids in batch])
     mask = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i in batch])
@@ -148,7 +150,9 @@ def usual_loop(plan: extraction.Plan, folder: Path) -> Timed:
                 *((f"hidden {i}", s.cpu()) for i, s in enumerate(output.hidden_states)),
                 *((f"ffn {i}", s) for i, s in enumerate(seen)),
             ]:
-                for pooling, vectors in zip(("mean", "max", "last"), pooled(states, mask), strict=True):
+                for pooling, vectors in zip(
+                    ("mean", "max", "last"), pooled(states, mask), strict=True
+                ):
                     kept.setdefault(f"{name} {pooling}", []).append(vectors)
         for handle in handles:
             handle.remove()

@@ -93,6 +93,21 @@ class OutputFormat(str, Enum):
     CSV = "csv"
     TSV = "tsv"
     PARQUET = "parquet"
+    TABLE = "table"
+
+
+class ExportFormat(str, Enum):
+    """What `export` writes."""
+
+    PT2 = "pt2"
+    ONNX = "onnx"
+
+
+class OnError(str, Enum):
+    """What `predict` does about a row that cannot be read."""
+
+    STOP = "stop"
+    SKIP = "skip"
 
 
 SPLITS = ("train", "val", "test")
@@ -102,6 +117,8 @@ DEFAULT_ETAS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 DEFAULT_ETAS_TEXT = ",".join(f"{eta:g}" for eta in DEFAULT_ETAS)
 """The same as it is typed."""
 DEFAULT_MAX_LENGTH = 512
+MAX_OVERLAP = 0.9
+"""Windows that shared more would make a long text cost ten times its length."""
 MAX_TEXT_CHARS = 2_000_000
 """A longer text is refused: it is a file in one field, most likely a broken quote."""
 
@@ -208,6 +225,18 @@ class PredictConfig:
     batch_tokens: int | None = None
     evaluate: bool = False
     output: Path | None = None
+    keep_columns: bool = False
+    """Carry the input's columns through."""
+    on_error: OnError = OnError.STOP
+    threshold: float | None = None
+    """Abstain from answers of a lower probability; None: as the head was trained."""
+    top: int | None = None
+    """Show only so many classes, the likeliest."""
+    explain: int = 0
+    """Neurons named as reasons for each answer."""
+    explain_tokens: bool = False
+    watch: str | None = None
+    """Class whose probability is followed token by token; None: the last."""
 
 
 def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:

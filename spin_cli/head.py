@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from spin_cli import metrics
 from spin_cli.artifacts import read_json, write_json
-from spin_cli.config import Pooling, Site, StorageDtype
+from spin_cli.config import MAX_OVERLAP, Pooling, Site, StorageDtype
 from spin_cli.errors import ArtifactError
 
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "head.safetensors", "metrics.json", "README.md"
-MAX_WIDTH, MAX_CLASSES, MAX_FEATURES = 2**20, 10_000, 10_000
+HIDDEN = ("hidden.weight", "hidden.bias")
+"""Names of the hidden units' tensors."""
+MAX_WIDTH, MAX_CLASSES, MAX_FEATURES, MAX_HIDDEN = 2**20, 10_000, 10_000, 2**16
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,17 @@ class HeadFeature:
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier on neurons of a frozen model."""
+    """A classifier on neurons of a frozen model: linear, or with one layer of hidden units.
+
+    How its numbers become probabilities and labels is decided here and nowhere else. Calibration
+    needs no field of its own: a temperature is folded into the last layer's weights.
+    """
 
     classes: tuple[str, ...]
     features: tuple[HeadFeature, ...]
     weight: NDArray[np.float32]
-    """(K, n) on raw features, in the order of ``features``; K = 1 for two classes."""
+    """(K, n) on raw features, in the order of ``features``; K = 1 for two classes. With hidden
+    units (K, m) on these."""
     bias: NDArray[np.float64]
     """(K,)"""
     threshold: float | None
@@ -62,6 +70,10 @@ class Head:
     """Identity of the model, as in the activations' manifest."""
     reading: Mapping[str, Any]
     """How texts are read: the model options of ``extract``."""
+    hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
+    """Weights (m, n) on raw features and biases (m,) of rectified hidden units; None: linear."""
+    abstain_below: float | None = None
+    """Probability of the chosen label under which no answer is given; None: always answer."""
 
     @property
     def neurons(self) -> int:
@@ -73,7 +85,23 @@ class Head:
 
         Summed in float64: raw features with a large mean cancel against the bias.
         """
-        return np.asarray(values.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias)
+        x = values.astype(np.float64)
+        if self.hidden is not None:
+            x = np.maximum(x @ self.hidden[0].T.astype(np.float64) + self.hidden[1], 0.0)
+        return np.asarray(x @ self.weight.T.astype(np.float64) + self.bias)
+
+    def probabilities(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Class probabilities (B, n_classes) of gathered neurons (B, n)."""
+        return metrics.probabilities(self.logits(values), len(self.classes))
+
+    def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Predicted class codes (B,) for `probabilities`."""
+        return np.asarray(metrics.decide(probs, self.threshold), np.int64)
+
+    def abstains(self, probs: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Rows (B,) of `probabilities` for which the chosen label is too uncertain to be given."""
+        chosen = probs[np.arange(len(probs)), self.decide(probs)]
+        return np.asarray(chosen < (self.abstain_below or 0.0))
 
 
 def save_head(folder: Path, head: Head) -> None:
@@ -92,7 +120,9 @@ def save_head(folder: Path, head: Head) -> None:
                 }
                 for f in head.features
             ],
+            "hidden": 0 if head.hidden is None else len(head.hidden[1]),
             "threshold": head.threshold,
+            "abstain_below": head.abstain_below,
             "blocks": head.blocks,
             "storage_dtype": head.storage_dtype,
             "model": head.model,
@@ -100,6 +130,8 @@ def save_head(folder: Path, head: Head) -> None:
         },
     )
     tensors: dict[str, NDArray[Any]] = {f.key: f.neurons for f in head.features}
+    if head.hidden is not None:
+        tensors |= dict(zip(HIDDEN, head.hidden, strict=True))
     save_file(tensors | {"weight": head.weight, "bias": head.bias}, folder / WEIGHTS)
 
 
@@ -126,13 +158,19 @@ def load_head(folder: Path) -> Head:
             )
             for e in entries
         ]
-        tensors = _read_tensors(folder / WEIGHTS, {_key(*name[:3]) for name in names})
+        units = _integer(config["hidden"])
+        if not 0 <= units <= MAX_HIDDEN:
+            raise ValueError(f"hidden: {units} is not from 0 to {MAX_HIDDEN}")
+        keys = {_key(*name[:3]) for name in names} | set(HIDDEN if units else ())
+        tensors = _read_tensors(folder / WEIGHTS, keys)
         head = Head(
             classes=tuple(_checked_classes(config["classes"])),
             features=tuple(_checked_feature(name, tensors) for name in names),
             weight=tensors["weight"],
             bias=tensors["bias"],
-            threshold=_checked_threshold(config["threshold"]),
+            hidden=(tensors[HIDDEN[0]], tensors[HIDDEN[1]]) if units else None,
+            threshold=_checked_share(config, "threshold"),
+            abstain_below=_checked_share(config, "abstain_below"),
             blocks=blocks_needed([name[0] for name in names]),
             storage_dtype=StorageDtype(config["storage_dtype"]),
             model=_checked_object(config, "model"),
@@ -140,7 +178,7 @@ def load_head(folder: Path) -> Head:
         )
         if head.blocks != config["blocks"]:
             raise ValueError(f"blocks: {config['blocks']!r}, its layers need {head.blocks}")
-        _check_shapes(head)
+        _check_shapes(head, units)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ArtifactError(
@@ -203,16 +241,20 @@ def _checked_reading(config: Any) -> dict[str, Any]:
         raise ValueError(f"max_length: {length!r} is not a number of tokens")
     if template is not None and (type(template) is not str or template.count("{text}") != 1):
         raise ValueError("prompt_template: expected text with one {text} in it")
+    overlap = reading["overlap"]
+    if type(overlap) is not float or not 0.0 <= overlap <= MAX_OVERLAP:
+        raise ValueError(f"overlap: {overlap!r} is not a share from 0 to {MAX_OVERLAP}")
     if type(reading["revision"]) not in (str, type(None)) or type(reading["model"]) is not str:
         raise ValueError("model, revision: expected text")
     return reading
 
 
-def _checked_threshold(value: Any) -> float | None:
+def _checked_share(config: Any, name: str) -> float | None:
+    value = config[name]
     if value is None:
         return None
-    if not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"threshold: {value} is not from 0 to 1")
+    if type(value) not in (int, float) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: {value!r} is not from 0 to 1")
     return float(value)
 
 
@@ -229,15 +271,21 @@ def _checked_feature(
     return HeadFeature(layer, site, pooling, width, neurons)
 
 
-def _check_shapes(head: Head) -> None:
+def _check_shapes(head: Head, units: int) -> None:
     outputs = 1 if len(head.classes) == 2 else len(head.classes)
-    if head.weight.shape != (outputs, head.neurons) or head.weight.dtype != np.float32:
-        raise ValueError(f"weight: expected float32 of shape {(outputs, head.neurons)}")
-    if head.bias.shape != (outputs,) or head.bias.dtype != np.float64:
-        raise ValueError(f"bias: expected float64 of shape {(outputs,)}")
-    if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
-        raise ValueError("weights are not finite")
+    if head.hidden is not None:
+        _check_tensor(HIDDEN[0], head.hidden[0], np.float32, (units, head.neurons))
+        _check_tensor(HIDDEN[1], head.hidden[1], np.float64, (units,))
+    _check_tensor("weight", head.weight, np.float32, (outputs, units or head.neurons))
+    _check_tensor("bias", head.bias, np.float64, (outputs,))
     if head.blocks is not None:
         deepest = max(int(f.layer.removeprefix("layer_")) for f in head.features)
         if head.blocks != max(1, deepest):
             raise ValueError(f"blocks: {head.blocks} does not fit layer {deepest}")
+
+
+def _check_tensor(name: str, tensor: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape:
+        raise ValueError(f"{name}: expected {np.dtype(dtype).name} of shape {shape}")
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"{name}: weights are not finite")

@@ -14,6 +14,29 @@ Codes = NDArray[Any]
 Probs = NDArray[np.float64]
 
 
+def probabilities(
+    z: NDArray[Any], n_classes: int, multi_class: str = "multinomial"
+) -> NDArray[np.float64]:
+    """Class probabilities (N, n_classes) of logits ``z`` (N, K)."""
+    z = np.asarray(z, np.float64)
+    if z.shape[1] == 1 and n_classes == 2:
+        p = sigmoid(z[:, 0])
+        return np.stack([sigmoid(-z[:, 0]), p], 1)
+    if multi_class == "ovr":
+        # Divided by the largest first: sigmoids may all underflow at once.
+        log_p = -np.logaddexp(0.0, -z)
+        p = np.exp(log_p - log_p.max(1, keepdims=True))
+    else:
+        p = np.exp(z - z.max(1, keepdims=True))
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-z)), without overflow."""
+    e = np.exp(-np.abs(z))
+    return np.asarray(np.where(z >= 0, 1.0, e) / (1.0 + e))
+
+
 def accuracy(y: Codes, predicted: Codes) -> float:
     """Share of rows whose predicted class is right."""
     return float(np.mean(y == predicted))

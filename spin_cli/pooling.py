@@ -9,7 +9,6 @@ import torch
 
 from spin_cli.config import Pooling
 
-
 Span = tuple[int, int]
 """First position that counts, and one behind the last."""
 

@@ -8,10 +8,13 @@ share results through files; all they ever say to each other is "I have come thi
 from __future__ import annotations
 
 import datetime
+import functools
+import itertools
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from spin_cli.errors import UsageError
 
@@ -44,11 +47,30 @@ class Ranks:
         """Return when every rank has come here. A rank that died ends the others (by torchrun)."""
         if self.size == 1:
             return
-        import torch.distributed as dist
+        # After a restart the store may still hold what the ranks before had said.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        meeting = f"spin/{attempt}/{next(_meetings)}"
+        store = _store()
+        if store.add(f"{meeting}/here", 1) == self.size:
+            store.set(f"{meeting}/all", "yes")
+        store.wait([f"{meeting}/all"], PATIENCE)
+        if not self.first:
+            store.add(f"{meeting}/seen", 1)
+            return
+        # The first rank may be the one that keeps the store: it leaves last.
+        while store.add(f"{meeting}/seen", 0) < self.size - 1:
+            time.sleep(0.01)
 
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=PATIENCE)
-        dist.barrier()
+
+_meetings = itertools.count()
+
+
+@functools.cache
+def _store() -> Any:
+    """The launcher's key-value store: enough to meet at, without a process group."""
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(rendezvous("env://"))[0]
 
 
 def current() -> Ranks:

@@ -1,4 +1,4 @@
-"""Extraction that is killed, shared, out of range or watched: the same bytes, or a plain refusal."""
+"""Extraction killed, shared, out of range or verified: the same bytes, or a plain refusal."""
 
 from __future__ import annotations
 
@@ -122,8 +122,10 @@ def spin(*arguments, **options):
 
 def test_ctrl_c_ends_soon_and_says_how_to_go_on(data, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "spin_cli", "extract", SAMPLES, "-m", "bundled:smollm2"]
-        + ["-o", tmp_path / "a"],
+        [
+            *(sys.executable, "-m", "spin_cli", "extract", SAMPLES, "-m", "bundled:smollm2"),
+            *("-o", tmp_path / "a"),
+        ],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (tmp_path / "a.partial" / "request.json").exists():
@@ -170,8 +172,10 @@ def torchrun(data, folder, *options, script=None):
     if "--max-restarts" not in options:
         mark.write_text("nobody dies")
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-        + [*options, str(path), str(data), str(folder), str(mark)],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--standalone", *options, path, data, folder, mark),
+        ],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     ), mark  # fmt: skip

@@ -1,23 +1,25 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
-import os
-
-# transformers has no other switch for the bar that it draws while it reads a GGUF file.
-os.environ.setdefault("TQDM_DISABLE", "1")
-
-from spin_cli.backbone.batching import Encoded, encode, plan_batches
+from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refuse_parts
 from spin_cli.backbone.discovery import Layout, Stack
+from spin_cli.backbone.gathering import MemoryWarning, gather
 from spin_cli.backbone.loading import Backbone, load
-from spin_cli.backbone.reading import Wanted, read
+from spin_cli.backbone.reading import Wanted, read, read_states, run_states
 
 __all__ = [
     "Backbone",
     "Encoded",
     "Layout",
+    "MemoryWarning",
+    "Part",
     "Stack",
     "Wanted",
     "encode",
+    "gather",
     "load",
     "plan_batches",
     "read",
+    "read_states",
+    "refuse_parts",
+    "run_states",
 ]

@@ -62,6 +62,16 @@ def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> l
     return [_fit(backbone, ids, first_row + offset) for offset, ids in enumerate(rows)]
 
 
+def refuse_parts(encoded: Sequence[Encoded]) -> None:
+    """Raise `DataError` for a text of several windows, where single tokens are looked at."""
+    for number, item in enumerate(encoded, 1):
+        if item.parts:
+            raise DataError(
+                f"text {number} here: {item.n_tokens} tokens are more than one window, and tokens"
+                " can be told apart within one only"
+            )
+
+
 def _fit(backbone: Backbone, ids: list[int], row: int) -> Encoded:
     """Bring one text to the limit."""
     limit, long = backbone.max_length, backbone.options.long
@@ -112,7 +122,7 @@ def split(ids: list[int], head: int, tail: int, room: int, overlap: float) -> tu
     """
     body = ids[head : len(ids) - tail]
     stride = max(1, room - round(room * overlap))
-    starts = list(range(0, len(body) - room, stride)) + [len(body) - room]
+    starts = [*range(0, len(body) - room, stride), len(body) - room]
     # The border between neighbours: the middle of what they share.
     borders = [0, *((s + e + room) // 2 for e, s in pairwise(starts)), len(body)]
     parts = []

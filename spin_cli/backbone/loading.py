@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from spin_cli.backbone.discovery import Layout, discover
+from spin_cli.backbone.partial import Depth, shorten
 from spin_cli.backbone.resolve import (
     INSTALL_BUNDLED,
     Location,
@@ -24,9 +26,8 @@ from spin_cli.backbone.resolve import (
     weight_files,
 )
 from spin_cli.config import Dtype, ModelConfig
-from spin_cli.errors import ArtifactError, ModelError
+from spin_cli.errors import ModelError
 
-PER_BLOCK_FIELDS = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers")
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 16384
 
@@ -53,15 +54,16 @@ class Backbone:
         return int(self.tokenizer.pad_token_id or 0)
 
 
-def load(options: ModelConfig, *, depth: int | None = None) -> Backbone:
+def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
     """Load the tokenizer and the model, and find its hookpoints.
 
     Parameters
     ----------
     options : ModelConfig
-    depth : int, optional
-        Build only the first *depth* blocks; the weights of the others are not loaded. Not for
-        encoder-decoder models, which are always loaded whole.
+    depth : int or mapping, optional
+        Build only so many blocks, or so many of each stack (see `partial.depth_for`); the weights
+        of the others are not loaded. A decoder of no blocks is left out: what is returned is the
+        encoder.
 
     Raises
     ------
@@ -71,7 +73,7 @@ def load(options: ModelConfig, *, depth: int | None = None) -> Backbone:
     location = locate(options)
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    with _plain_errors(options.model, location):
+    with _plain_errors(options.model, location), _file_access(location, depth):
         config = AutoConfig.from_pretrained(
             location.source, trust_remote_code=options.trust_remote_code, **location.arguments
         )
@@ -81,8 +83,13 @@ def load(options: ModelConfig, *, depth: int | None = None) -> Backbone:
         identity = describe(options, location, config, tokenizer)
         shorten(config, depth)
         model = _load_model(options, location, config, dtype)
+    alone = isinstance(depth, Mapping) and depth.get("decoder") == 0
+    if alone and config.is_encoder_decoder:
+        model = _encoder_of(model)
     model.eval().requires_grad_(False).to(device)
     layout = discover(model)
+    if alone:
+        layout = replace(layout, stacks=(replace(layout.stacks[0], prefix="encoder"),))
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -95,27 +102,6 @@ def load(options: ModelConfig, *, depth: int | None = None) -> Backbone:
         options=options,
         identity=identity,
     )
-
-
-def shorten(config: Any, depth: int | None) -> None:
-    """Make *config* describe the first *depth* blocks alone, and switch off what spin never needs.
-
-    ``from_pretrained`` reads only the tensors that the model it builds asks for, so blocks that
-    the configuration leaves out are never loaded.
-    """
-    config.use_cache = False
-    if getattr(config, "chunk_size_feed_forward", 0):
-        config.chunk_size_feed_forward = 0  # else one block calls its FFN several times
-    if depth is None or config.is_encoder_decoder:
-        return
-    blocks = config.num_hidden_layers
-    if depth > blocks:
-        raise ArtifactError(f"layer_{depth:02d}: the model has {blocks} blocks only")
-    for name in PER_BLOCK_FIELDS:
-        values = getattr(config, name, None)
-        if isinstance(values, list) and len(values) == blocks:
-            setattr(config, name, values[:depth])
-    config.num_hidden_layers = min(depth, blocks)
 
 
 def _load_model(
@@ -194,6 +180,26 @@ def limit_length(wanted: int, config: Any, tokenizer: Any) -> int:
     if 0 < (tokenizer.model_max_length or 0) < 10**9:
         limits.append(tokenizer.model_max_length)
     return min(limits)
+
+
+def _encoder_of(model: Any) -> torch.nn.Module:
+    """The encoder as a model of its own."""
+    encoder: Any = model.get_encoder()
+    encoder.config = copy.deepcopy(encoder.config)
+    encoder.config.is_encoder_decoder = False
+    return encoder  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _file_access(location: Location, depth: Depth) -> Iterator[None]:
+    if location.gguf is None:
+        yield
+        return
+    from spin_cli.backbone import gguf_files  # a second or so of imports
+
+    blocks = depth if isinstance(depth, int) else None
+    with gguf_files.reading(blocks):
+        yield
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ outlives its layer, and the pass is broken off behind the last vector that is wa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +25,22 @@ Sink = Callable[[str, Site, Pooling, torch.Tensor], None]
 """Takes (layer, site, pooling, (B, F) float32) as each becomes known."""
 
 
+Take = Callable[[str, Site, torch.Tensor], None]
+"""Takes (layer, site, (B, T, F)) as each becomes known."""
+
+
 class _Enough(Exception):  # noqa: N818 - not an error: it breaks off a forward pass
     """Everything wanted has been read."""
 
 
-@torch.inference_mode()
-def read(backbone: Backbone, batch: Sequence[Sequence[int]], wanted: Wanted, sink: Sink) -> None:
+def read(
+    backbone: Backbone,
+    batch: Sequence[Sequence[int]],
+    wanted: Wanted,
+    sink: Sink,
+    *,
+    spans: Sequence[tuple[int, int]] | None = None,
+) -> None:
     """Run one batch and hand every wanted vector to *sink*.
 
     Parameters
@@ -39,6 +49,38 @@ def read(backbone: Backbone, batch: Sequence[Sequence[int]], wanted: Wanted, sin
     batch : token ids of each text, at least one each; best of similar length
     wanted : the (layer, site) pairs and their poolings
     sink : called once for each of them, with a (B, F) float32 tensor on the model's device
+    spans : positions of each text that are pooled; default all
+
+    Raises
+    ------
+    ModelError
+        A wanted vector was never computed.
+    """
+    spans = spans or [(0, len(ids)) for ids in batch]
+
+    def take(layer: str, site: Site, states: torch.Tensor) -> None:
+        for pooling, vectors in pool(states, spans, wanted[layer, site]).items():
+            sink(layer, site, pooling, vectors)
+
+    read_states(backbone, batch, wanted, take)
+
+
+@torch.inference_mode()
+def read_states(
+    backbone: Backbone,
+    batch: Sequence[Sequence[int]],
+    wanted: Collection[tuple[str, Site]],
+    take: Take,
+) -> None:
+    """Run one batch and hand the token vectors at every wanted (layer, site) to *take*.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    batch : token ids of each text, at least one each; best of similar length
+    wanted : the (layer, site) pairs
+    take : called once for each of them, with a (B, T, F) tensor of the model's dtype on its
+        device; row *b* is real up to its text's length and padding behind it
 
     Raises
     ------
@@ -48,25 +90,43 @@ def read(backbone: Backbone, batch: Sequence[Sequence[int]], wanted: Wanted, sin
     lengths = [len(ids) for ids in batch]
     width = max(lengths)
     padded = [[*ids, *[backbone.pad_id] * (width - len(ids))] for ids in batch]
-    inputs = probe_inputs(backbone.model, torch.tensor(padded, device=backbone.device))
+    ids = torch.tensor(padded, device=backbone.device)
+    mask = None
     if min(lengths) < width:  # padding is always on the right: see DESIGN on left padding
         steps = torch.arange(width, device=backbone.device)
         mask = (steps < torch.tensor(lengths, device=backbone.device)[:, None]).long()
+    run_states(backbone, ids, mask, wanted, take)
+
+
+def run_states(
+    backbone: Backbone,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    wanted: Collection[tuple[str, Site]],
+    take: Take,
+    *,
+    early: bool = True,
+) -> None:
+    """As `read_states`, on tensors: *ids* (B, T) and *mask* (B, T), 1 for real tokens.
+
+    Without *early* the pass runs on to its end, which is what a tracer needs.
+    """
+    inputs = probe_inputs(backbone.model, ids)
+    if mask is not None:
         inputs["attention_mask"] = mask
         if "decoder_input_ids" in inputs:
             inputs["decoder_attention_mask"] = mask
     missing = set(wanted)
 
-    def take(layer: str, site: Site, states: torch.Tensor) -> None:
+    def take_once(layer: str, site: Site, states: torch.Tensor) -> None:
         if (layer, site) not in missing:
             return
-        for pooling, vectors in pool(states, lengths, wanted[layer, site]).items():
-            sink(layer, site, pooling, vectors)
+        take(layer, site, states)
         missing.discard((layer, site))
-        if not missing:
+        if early and not missing:
             raise _Enough
 
-    with _hooks(backbone, len(batch), width, take), contextlib.suppress(_Enough):
+    with _hooks(backbone, ids.shape[0], ids.shape[1], take_once), contextlib.suppress(_Enough):
         backbone.model(**inputs)
     if missing:
         layer, site = sorted(missing)[0]

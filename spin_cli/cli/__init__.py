@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from spin_cli import __version__
-from spin_cli.cli import inspecting, pipeline, predicting, stages, terminal
+from spin_cli.cli import exporting, inspecting, pipeline, predicting, stages, terminal
 from spin_cli.errors import SpinError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("extract")(stages.extract)
 app.command("select")(stages.select)
 app.command("train")(stages.train)
 app.command("predict")(predicting.predict)
+app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)
 app.command("verify")(inspecting.verify)
 app.command("run")(pipeline.run)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spin_cli.config import Dtype, Format, Long, Metric, Side, StorageDtype
+from spin_cli.config import MAX_OVERLAP, Dtype, Format, Long, Metric, Side, StorageDtype
 
 INPUT = "Input"
 MODEL = "Model"
@@ -79,7 +79,22 @@ TruncationSide = Annotated[
     Side, typer.Option("--truncation-side", help="Which end is cut.", rich_help_panel=MODEL)
 ]
 LongTexts = Annotated[
-    Long, typer.Option("--long", help="What to do with longer texts.", rich_help_panel=MODEL)
+    Long,
+    typer.Option(
+        "--long",
+        help="What to do with longer texts; window: read all of it.",
+        rich_help_panel=MODEL,
+    ),
+]
+WindowOverlap = Annotated[
+    float,
+    typer.Option(
+        "--window-overlap",
+        min=0.0,
+        max=MAX_OVERLAP,
+        help="Share of a window that the next one repeats, for --long window.",
+        rich_help_panel=MODEL,
+    ),
 ]
 PromptTemplate = Annotated[
     Path | None,

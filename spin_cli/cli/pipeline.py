@@ -16,6 +16,7 @@ from spin_cli.cli.stages import (
     run_select,
     run_train,
 )
+from spin_cli.cli.style import Style
 from spin_cli.cli.terminal import print_json, print_table, say
 from spin_cli.config import (
     DEFAULT_MAX_LENGTH,
@@ -197,23 +198,11 @@ def _predict_test(output: Path, data: Path) -> tuple[Path, float]:
         iter(sorted(data.glob("train.*")))
     )
     started = time.perf_counter()
-    found = [
-        p for _, p in prediction.predict(predictor, prediction.read_input(str(source), config))
-    ]
+    rows = prediction.read_input(str(source), config)
+    found = [p for window in prediction.predict(predictor, rows, config) for p in window]
     speed = len(found) / (time.perf_counter() - started)
-    lines = [
-        jsonlib.dumps(
-            {
-                "id": p.id,
-                "label": p.label,
-                "prob": p.prob,
-                "probs": p.probs,
-                "truncated": p.truncated,
-            },
-            ensure_ascii=False,
-        )
-        for p in found
-    ]
+    style = Style(predictor.head.classes, config)
+    lines = [jsonlib.dumps(style.record(p), ensure_ascii=False) for p in found]
     path = output / "predictions.jsonl"
     artifacts.write_text(path, "\n".join(lines) + "\n")
     return path, speed

@@ -95,6 +95,7 @@ def extract(
     max_length: o.MaxLength = DEFAULT_MAX_LENGTH,
     truncation_side: o.TruncationSide = Side.RIGHT,
     long: o.LongTexts = Long.TRUNCATE,
+    window_overlap: o.WindowOverlap = ModelConfig.overlap,
     prompt_template: o.PromptTemplate = None,
     batch_tokens: o.BatchTokens = None,
     trust_remote_code: o.RemoteCode = False,
@@ -116,7 +117,7 @@ def extract(
         model=ModelConfig(
             model=model, revision=revision, dtype=dtype, device=device,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, max_length=max_length,
-            truncation_side=truncation_side, long=long,
+            truncation_side=truncation_side, long=long, overlap=window_overlap,
             prompt_template=read_template(prompt_template), batch_tokens=batch_tokens,
         ),
         sites=listed("--site", site, Site),

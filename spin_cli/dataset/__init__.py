@@ -6,7 +6,20 @@ that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names 
 
 from spin_cli.dataset.collection import Dataset, Source, reread, scan
 from spin_cli.dataset.formats import detect_format
-from spin_cli.dataset.rows import Row, read_rows
+from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows
 from spin_cli.dataset.spool import spooled
+from spin_cli.dataset.streams import is_live
 
-__all__ = ["Dataset", "Row", "Source", "detect_format", "read_rows", "reread", "scan", "spooled"]
+__all__ = [
+    "BadRow",
+    "Dataset",
+    "Row",
+    "Source",
+    "detect_format",
+    "is_live",
+    "read_items",
+    "read_rows",
+    "reread",
+    "scan",
+    "spooled",
+]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spin_cli.config import MAX_TEXT_CHARS, Format
 from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
@@ -41,6 +42,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, in its place among the others."""
+
+    id: str | None
+    """The row number, where rows are numbered; else unknown."""
+    line: int
+    error: DataError
+
+
+@dataclass(frozen=True, slots=True)
 class _Rules:
     """What a row has to look like, and how to call its place."""
 
@@ -60,6 +71,44 @@ class _Rules:
 def read_rows(
     path: str | Path,
     *,
+    on_error: Callable[[DataError, int], None] | None = None,
+    **options: Any,
+) -> Iterator[Row]:
+    """Stream the rows of a file, or of stdin for ``-``.
+
+    Parameters
+    ----------
+    path, options
+        As in `read_items`.
+    on_error : callable, optional
+        Called with the error and the row's line for a bad row, which is then left out (it still
+        counts as a row number). What is wrong with the file as a whole is raised all the same.
+
+    Raises
+    ------
+    DataError
+        For a file or row that cannot be used.
+    UsageError
+        For a format that cannot be told, or needs a package that is missing.
+    """
+    return _only_rows(read_items(path, **options), on_error)
+
+
+def _only_rows(
+    items: Iterator[Row | BadRow], on_error: Callable[[DataError, int], None] | None
+) -> Iterator[Row]:
+    for item in items:
+        if isinstance(item, Row):
+            yield item
+        elif on_error is None:
+            raise item.error
+        else:
+            on_error(item.error, item.line)
+
+
+def read_items(
+    path: str | Path,
+    *,
     format: Format = Format.AUTO,  # noqa: A002 - the option's own name
     text_column: str = "text",
     label_column: str | None = "label",
@@ -67,10 +116,9 @@ def read_rows(
     require_label: bool = False,
     allow_empty: bool = False,
     keep_columns: bool = False,
-    on_error: Callable[[DataError, int], None] | None = None,
     id_prefix: str = "",
-) -> Iterator[Row]:
-    """Stream the rows of a file, or of stdin for ``-``.
+) -> Iterator[Row | BadRow]:
+    """Stream the rows of a file, or of stdin for ``-``, bad ones in their place.
 
     Memory is bounded by the longest row. A file without any row gives none.
 
@@ -83,21 +131,18 @@ def read_rows(
     text_column, label_column, id_column : str or None
         Names of columns. A label column that is not there gives None, unless required.
     require_label : bool
-        Refuse rows without a label.
+        Rows without a label are bad.
     allow_empty : bool
         Accept empty and white-space texts.
     keep_columns : bool
         Fill ``Row.columns``.
-    on_error : callable, optional
-        Called with the error and the row's line for a bad row, which is then left out (it still
-        counts as a row number). What is wrong with the file as a whole is raised all the same.
     id_prefix : str
         Put before row numbers that serve as ids.
 
     Raises
     ------
     DataError
-        For a file or row that cannot be used.
+        For what is wrong with the file as a whole.
     UsageError
         For a format that cannot be told, or needs a package that is missing.
     """
@@ -114,7 +159,7 @@ def read_rows(
     unit = "row" if kind is Format.PARQUET else "line"
     rules = _Rules(display_name(path), unit, wanted, allow_empty, id_prefix)
     records = saved_records(Path(path), wanted) if folder else _read_records(path, kind, wanted)
-    return _finish_rows(records, rules, on_error)
+    return _finish_rows(records, rules)
 
 
 def _read_records(path: str | Path, kind: Format, wanted: Wanted) -> Iterator[Record | Fault]:
@@ -131,23 +176,16 @@ def _read_records(path: str | Path, kind: Format, wanted: Wanted) -> Iterator[Re
             yield from csv_records(lines, "\t" if kind is Format.TSV else ",", wanted)
 
 
-def _finish_rows(
-    records: Iterator[Record | Fault],
-    rules: _Rules,
-    on_error: Callable[[DataError, int], None] | None,
-) -> Iterator[Row]:
+def _finish_rows(records: Iterator[Record | Fault], rules: _Rules) -> Iterator[Row | BadRow]:
     for number, record in enumerate(records):
+        key = None if rules.wanted.id is not None else rules.prefix + str(number)
         if isinstance(record, Fault):
-            if on_error is None:
-                raise record.error
-            on_error(record.error, record.line)
+            yield BadRow(key, record.line, record.error)
             continue
         try:
             row = _finish_row(record, number, rules)
         except DataError as error:
-            if on_error is None:
-                raise
-            on_error(error, record[0])
+            yield BadRow(key, record[0], error)
             continue
         yield row
 

@@ -7,6 +7,8 @@ import difflib
 import gzip
 import hashlib
 import io
+import os
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -71,11 +73,35 @@ def _open_stdin(stack: contextlib.ExitStack) -> io.BufferedReader[Any]:
     if sys.stdin is None:
         raise UsageError("there is no stdin to read from", "give a file instead of -")
     buffer: BinaryIO = sys.stdin.buffer
+    if (descriptor := _stdin_descriptor()) is not None:
+        # A descriptor of our own: a thread that waits in sys.stdin holds a lock that Python needs
+        # to end. Whoever reads from sys.stdin first has to read all of it.
+        raw = stack.enter_context(io.FileIO(os.dup(descriptor)))
+        return stack.enter_context(io.BufferedReader(raw, _CHUNK))
     if isinstance(buffer, io.BufferedReader):
         return buffer
     wrapper = io.BufferedReader(cast("io.RawIOBase", buffer))
     stack.callback(wrapper.detach)  # else closing the wrapper would close stdin
     return wrapper
+
+
+def _stdin_descriptor() -> int | None:
+    """The number of the open file behind stdin; None where it is something made up."""
+    try:
+        return None if sys.stdin is None else sys.stdin.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def is_live(path: str | Path) -> bool:
+    """Whether input may come bit by bit: a pipe or a terminal on stdin, or a named pipe."""
+    try:
+        if str(path) != STDIN:
+            return stat.S_ISFIFO(Path(path).stat().st_mode)
+        descriptor = _stdin_descriptor()
+        return descriptor is not None and not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
 
 
 def cannot_open(path: str | Path, error: OSError) -> DataError:

@@ -43,7 +43,8 @@ class Partial:
     def overflows(self) -> NDArray[np.int64]:
         """(features,) values of each matrix that float16 could not hold."""
         shape = len(self.plan.windows), len(self.plan.features)
-        return self._read(OVERFLOWS, np.int64, shape[0] * shape[1]).reshape(shape).sum(0)
+        found = self._read(OVERFLOWS, np.int64, shape[0] * shape[1])
+        return np.asarray(found.reshape(shape).sum(0))
 
     def _read(self, name: str, dtype: Any, count: int) -> NDArray[Any]:
         values = np.fromfile(self.folder / name, dtype)

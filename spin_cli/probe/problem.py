@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli.probe.results import sigmoid
+from spin_cli.metrics import sigmoid
 from spin_cli.probe.standard import row_blocks
 
 Array = NDArray[Any]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_cli.metrics import probabilities
 from spin_cli.probe.standard import Standardised
 
 
@@ -61,27 +62,6 @@ def predict_proba(fit: Fit, X: NDArray[Any], n_classes: int) -> NDArray[np.float
     their sum.
     """
     return probabilities(fit.logits(X), n_classes, fit.multi_class)
-
-
-def probabilities(z: NDArray[Any], n_classes: int, multi_class: str) -> NDArray[np.float64]:
-    """Class probabilities (N, n_classes) of logits ``z`` (N, K)."""
-    z = np.asarray(z, np.float64)
-    if z.shape[1] == 1 and n_classes == 2:
-        p = sigmoid(z[:, 0])
-        return np.stack([sigmoid(-z[:, 0]), p], 1)
-    if multi_class == "ovr":
-        # Divided by the largest first: sigmoids may all underflow at once.
-        log_p = -np.logaddexp(0.0, -z)
-        p = np.exp(log_p - log_p.max(1, keepdims=True))
-    else:
-        p = np.exp(z - z.max(1, keepdims=True))
-    return np.asarray(p / p.sum(1, keepdims=True))
-
-
-def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 / (1 + exp(-z)), without overflow."""
-    e = np.exp(-np.abs(z))
-    return np.asarray(np.where(z >= 0, 1.0, e) / (1.0 + e))
 
 
 def fold_back(

@@ -1,0 +1,131 @@
+"""A head as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from spin_cli.config import Dtype, PredictConfig
+from spin_cli.errors import DataError
+from spin_cli.prediction.predictor import Predictor, open_predictor
+from spin_cli.prediction.stream import fixed_windows
+
+
+class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn is untyped
+    """A trained head with its frozen model, as scikit-learn knows classifiers.
+
+    The same code runs as in ``spin predict``, window by window, so the answers are the same.
+
+    Parameters
+    ----------
+    head : str or Path
+        Folder of ``spin train``.
+    model : str, optional
+        Where the model lies now, if elsewhere.
+    dtype, device : str
+        As the options of the command line.
+    batch_tokens : int, optional
+        Tokens in a batch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of str
+        Label names; the columns of `predict_proba`.
+
+    Examples
+    --------
+    >>> clf = Classifier.load("run/head")  # doctest: +SKIP
+    >>> clf.predict(["not half bad"])  # doctest: +SKIP
+    array(['good'], dtype='<U4')
+    """
+
+    def __init__(
+        self,
+        head: str | Path,
+        *,
+        model: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.head = head
+        self.model = model
+        self.dtype = dtype
+        self.device = device
+        self.batch_tokens = batch_tokens
+
+    @classmethod
+    def load(cls, head: str | Path, **options: Any) -> Classifier:
+        """A classifier that is ready for use.
+
+        Raises
+        ------
+        ArtifactError
+            The head is damaged, or was made for another model.
+        ModelError
+            The model cannot be loaded.
+        """
+        return cls(head, **options).fit()
+
+    def fit(self, X: Any = None, y: Any = None) -> Classifier:  # noqa: ARG002 - scikit-learn's names
+        """Load head and model. Nothing is learned: a head is trained by ``spin train``."""
+        config = PredictConfig(
+            model=self.model,
+            dtype=Dtype(self.dtype),
+            device=self.device,
+            batch_tokens=self.batch_tokens,
+        )
+        self.predictor_: Predictor = open_predictor(Path(self.head), config)
+        self.classes_ = np.array(self.predictor_.head.classes)
+        return self
+
+    def predict_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
+        """Class probabilities (n, n_classes), columns as in ``classes_``, of n texts.
+
+        Raises
+        ------
+        DataError
+            An item is no text, or a text has no tokens.
+        """
+        texts = _checked(X)
+        predictor = self._loaded()
+        found = [predictor.probabilities(window) for window in fixed_windows(texts)]
+        return np.concatenate(found) if found else np.empty((0, len(self.classes_)))
+
+    def predict_log_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
+        """Natural logarithms of `predict_proba`."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.predict_proba(X)))
+
+    def predict(self, X: Sequence[str]) -> NDArray[Any]:
+        """Labels (n,) of n texts, by the head's own threshold where it has one."""
+        probs = self.predict_proba(X)
+        return np.asarray(self.classes_[self._loaded().decide(probs)])
+
+    def _loaded(self) -> Predictor:
+        from sklearn.utils.validation import check_is_fitted
+
+        check_is_fitted(self, "predictor_")
+        return self.predictor_
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn may expect: texts in, nothing to be fitted."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.two_d_array = True, False
+        tags.requires_fit = True
+        return tags
+
+
+def _checked(X: Any) -> list[str]:
+    if isinstance(X, str):
+        raise DataError("one text was given where several were expected", "Give [text].")
+    texts = list(X)
+    for at, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"item {at}: {type(text).__name__}, where a text was expected")
+    return [str(text) for text in texts]

@@ -1,0 +1,187 @@
+"""A head with the part of its model that it reads: texts to neurons to class probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import artifacts, backbone
+from spin_cli.activations import from_disk, to_disk
+from spin_cli.backbone import Backbone, Encoded
+from spin_cli.backbone.partial import depth_for, narrow
+from spin_cli.config import Dtype, ModelConfig, Pooling, PredictConfig, Site, from_plain
+from spin_cli.errors import ArtifactError
+from spin_cli.head import Head, HeadFeature, load_head
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a feature's neurons come from and go to."""
+
+    columns: slice
+    """Their columns among all neurons of the head."""
+    picked: NDArray[np.int64]
+    """Their indices in the vector that the model gives; a narrowed one is shorter than the
+    feature's width."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A head with its model."""
+
+    head: Head
+    model: Backbone
+    narrowed: NDArray[np.int32] | None = None
+    """The neurons that the last block's FFN was narrowed to; None: it gives all."""
+
+    @cached_property
+    def places(self) -> dict[tuple[str, Site, Pooling], Place]:
+        """Where the neurons of each layer, site and pooling belong."""
+        places, start = {}, 0
+        for feature in self.head.features:
+            stop = start + len(feature.neurons)
+            picked = feature.neurons.astype(np.int64)
+            if self.narrowed is not None and _is_last_ffn(feature, self.model):
+                picked = np.searchsorted(self.narrowed, feature.neurons)
+            place = Place(slice(start, stop), picked)
+            places[feature.layer, feature.site, feature.pooling] = place
+            start = stop
+        return places
+
+    @cached_property
+    def wanted(self) -> dict[tuple[str, Site], list[Pooling]]:
+        """Which poolings to read of each layer and site."""
+        wanted: dict[tuple[str, Site], list[Pooling]] = {}
+        for feature in self.head.features:
+            wanted.setdefault((feature.layer, feature.site), []).append(feature.pooling)
+        return wanted
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Texts as token ids; `DataError` for one of no tokens, or too long if that is refused."""
+        return backbone.encode(self.model, texts)
+
+    def gather(self, encoded: Sequence[Encoded]) -> NDArray[np.float32]:
+        """The head's neurons (n, neurons) for each encoded text, as the model gives them."""
+        values = np.empty((len(encoded), self.head.neurons), np.float32)
+
+        def store(
+            layer: str,
+            site: Site,
+            pooling: Pooling,
+            rows: Sequence[int],
+            vectors: NDArray[np.float32],
+        ) -> None:
+            place = self.places[layer, site, pooling]
+            values[rows, place.columns] = vectors[:, place.picked]
+
+        backbone.gather(self.model, encoded, self.wanted, store)
+        return values
+
+    def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Neurons rounded as those were that the head was trained on."""
+        dtype = self.head.storage_dtype
+        return from_disk(to_disk(values, dtype), dtype).astype(np.float32)
+
+    def features(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The head's rounded neurons (n, neurons) for each text, and which texts were cut."""
+        encoded = self.encode(texts)
+        return self.rounded(self.gather(encoded)), np.array([e.truncated for e in encoded], bool)
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Class probabilities (n, n_classes) of *texts*."""
+        return self.classify(self.features(texts)[0])
+
+    def classify(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Class probabilities (n, n_classes) of gathered neurons (n, neurons)."""
+        return self.head.probabilities(values)
+
+    def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Class numbers (n,) for probabilities (n, n_classes)."""
+        return self.head.decide(probs)
+
+
+def _is_last_ffn(feature: HeadFeature, model: Backbone) -> bool:
+    stack = model.layout.stacks[-1]
+    return feature.site is Site.FFN and feature.layer == stack.layers[stack.depth]
+
+
+def open_predictor(folder: Path, config: PredictConfig, *, whole: bool = False) -> Predictor:
+    """Load a head and the part of its model that it needs.
+
+    Parameters
+    ----------
+    folder : Path
+        Written by ``spin train``.
+    config : PredictConfig
+    whole : bool
+        Load all of the model all the same, to compare with.
+
+    Raises
+    ------
+    ArtifactError
+        The head is damaged, or was made for another model or tokenizer (which is named).
+    ModelError
+        The model cannot be loaded.
+    """
+    artifacts.read_manifest(folder, "head")
+    head = load_head(folder)
+    if config.threshold is not None:
+        head = replace(head, abstain_below=config.threshold)
+    options = _model_options(folder, head, config)
+    depth = None if whole else depth_for([feature.layer for feature in head.features])
+    model = backbone.load(options, depth=depth)
+    _check_model(folder, head, model)
+    return Predictor(head, model, None if whole else _narrow(head, model))
+
+
+def _narrow(head: Head, model: Backbone) -> NDArray[np.int32] | None:
+    """Let the last block compute no more than the head reads of it, where that is possible."""
+    stack = model.layout.stacks[-1]
+    last = [f for f in head.features if f.layer in stack.layers[stack.depth :]]
+    if not last or any(feature.site is not Site.FFN for feature in last):
+        return None
+    neurons = np.unique(np.concatenate([feature.neurons for feature in last]))
+    return neurons if narrow(model.model, stack, neurons) else None
+
+
+def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConfig:
+    """How the model has to be read: as it was for the head, but for place, device and number type.
+
+    What loads foreign code or pickle is never taken from a head.
+    """
+    try:
+        options = from_plain(ModelConfig, head.reading)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise ArtifactError(f"{folder}: not a valid head (reading: {error})") from error
+    options = replace(options, trust_remote_code=False, allow_pickle=False)
+    if config.model is not None:
+        options = replace(options, model=str(config.model))
+    if config.dtype is not Dtype.AUTO:
+        options = replace(options, dtype=config.dtype)
+    return replace(options, device=config.device, batch_tokens=config.batch_tokens)
+
+
+def _check_model(folder: Path, head: Head, model: Backbone) -> None:
+    for field, what in (
+        ("config_sha256", "model configuration"),
+        ("tokenizer_sha256", "tokenizer"),
+        ("commit", "revision of the model"),
+        ("adapter", "adapter"),
+        ("weights", "weights"),
+    ):
+        if head.model.get(field) != model.identity.get(field):
+            raise ArtifactError(
+                f"{folder}: made for another {what} than {model.options.model} has",
+                f"It needs {head.model.get('id')}; give its place with --model, or train again.",
+            )
+    layout = model.layout
+    for f in head.features:
+        if f.layer not in layout.layers or layout.width(f.layer, f.site) != f.width:
+            raise ArtifactError(
+                f"{folder}: {f.layer} {f.site.value}: the model has no {f.width} such neurons"
+            )

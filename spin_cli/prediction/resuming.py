@@ -1,0 +1,186 @@
+"""Going on where an interrupted run stopped: what it wrote is checked against the input."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spin_cli.config import OutputFormat, PredictConfig
+from spin_cli.dataset import BadRow, Row
+from spin_cli.errors import ArtifactError, DataError, UsageError
+from spin_cli.prediction.predictor import Predictor
+from spin_cli.prediction.stream import FIRST_WINDOW, WINDOW, Prediction
+
+Item = Row | BadRow
+TOLERANCE = 0.05
+"""Difference in a probability that another batch may make; more means another head."""
+SEPARATORS = {OutputFormat.CSV: ",", OutputFormat.TSV: "\t"}
+
+
+def check_resumable(kind: OutputFormat, config: PredictConfig) -> None:
+    """Raise `UsageError` for outputs that cannot be continued."""
+    if kind not in (OutputFormat.JSONL, OutputFormat.CSV, OutputFormat.TSV):
+        raise UsageError(f"--resume: {kind.value} files cannot be continued; jsonl, csv, tsv can")
+    if config.evaluate and config.top is not None:
+        raise UsageError("--resume with --evaluate needs all probabilities: leave --top away")
+
+
+def go_on(
+    path: Path,
+    kind: OutputFormat,
+    items: Iterator[Item],
+    predictor: Predictor,
+    count: Callable[[list[Prediction]], None],
+) -> tuple[int, Iterator[Item]]:
+    """Read what an interrupted run wrote along with its input, and cut it behind a whole window.
+
+    Windows begin at the same rows in every run over a file, so that what is appended is what an
+    uninterrupted run would have written there, to the last digit.
+
+    Parameters
+    ----------
+    path : Path
+        Its rows have to have the ids of the first *items*.
+    kind : OutputFormat
+    items : rows of the input
+    predictor : Predictor
+        Has to be the one that wrote the file.
+    count : callable
+        Given the rows that stay, window by window.
+
+    Returns
+    -------
+    int
+        Rows that stay.
+    iterator
+        The items that are left to do.
+
+    Raises
+    ------
+    ArtifactError
+        The file was not made from this input, or not with this head.
+    """
+    kept, end = 0, 0
+    since: list[tuple[Item, Prediction]] = []
+    latest: tuple[Row, Prediction] | None = None
+    for number, (record, offset) in enumerate(_records(path, kind), 1):
+        item = _matching(path, number, record, items)
+        found = _restore(path, number, record, item, predictor)
+        since.append((item, found))
+        if isinstance(item, Row) and found.error is None:
+            latest = item, found
+        if number >= FIRST_WINDOW and (number - FIRST_WINDOW) % WINDOW == 0:
+            count([prediction for _, prediction in since])
+            kept, end = number, offset
+            since.clear()
+    if latest is not None:
+        _check_same_head(path, *latest, predictor)
+    with path.open("r+b") as file:
+        file.truncate(end)
+    return kept, chain([item for item, _ in since], items)
+
+
+def _matching(path: Path, number: int, record: dict[str, Any], items: Iterator[Item]) -> Item:
+    """The next item of the input, which has to be the one that *record* is about."""
+    item = next(items, None)
+    if item is None or record.get("id", "") not in (item.id, item.id or ""):
+        there = "has ended" if item is None else f"has {item.id!r}"
+        raise ArtifactError(
+            f"{path}: row {number} is {record.get('id')!r}, where the input {there}",
+            "It was made from another input: name another file with -o.",
+        )
+    return item
+
+
+def _check_same_head(path: Path, row: Row, found: Prediction, predictor: Predictor) -> None:
+    probs = predictor.probabilities([row.text])[0]
+    now = dict(zip(predictor.head.classes, probs.tolist(), strict=True))
+    if any(abs(now[name] - p) > TOLERANCE for name, p in found.probs.items()):
+        raise ArtifactError(
+            f"{path}: row {row.id!r} was not classified by this head and model",
+            "It was made with another head: name another file with -o.",
+        )
+
+
+def _restore(
+    path: Path, number: int, record: dict[str, Any], item: Item, predictor: Predictor
+) -> Prediction:
+    """A written row as a prediction; only what an evaluation needs."""
+    if record.get("error"):
+        return Prediction(item.id, item.line, error=str(record["error"]))
+    try:
+        named = record.get("probs")
+        if named is None:  # a table, with a column for each class
+            columns = {f"prob_{name}": name for name in predictor.head.classes}
+            named = {columns[key]: float(record[key]) for key in columns if key in record}
+        probs = {str(name): float(p) for name, p in named.items()}
+        label = str(record["label"])
+        if label not in predictor.head.classes or not set(probs) <= set(predictor.head.classes):
+            raise ValueError("other classes than the head's")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path}: row {number} is not a prediction of this head ({error})",
+            "Name another file with -o, or give --force to begin again.",
+        ) from error
+    truth = item.label if isinstance(item, Row) else None
+    return Prediction(item.id, item.line, label=label, probs=probs, truth=truth)
+
+
+def _records(path: Path, kind: OutputFormat) -> Iterator[tuple[dict[str, Any], int]]:
+    """Whole records of a file, each with the byte offset behind it; a cut one at the end is left.
+
+    The header of a table counts to its first row.
+    """
+    with path.open("rb") as file:
+        try:
+            if kind is OutputFormat.JSONL:
+                yield from _json_records(file)
+            else:
+                yield from _table_records(file, SEPARATORS[kind])
+        except (DataError, ValueError, csv.Error) as error:
+            raise ArtifactError(
+                f"{path}: cannot be continued: {error}",
+                "Name another file with -o, or give --force to begin again.",
+            ) from error
+
+
+def _json_records(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int]]:
+    end = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        record = json.loads(line)
+        if not isinstance(record, dict) or "id" not in record:
+            raise DataError(f"byte {end}: not a prediction")
+        end += len(line)
+        yield record, end
+
+
+def _table_records(file: BinaryIO, separator: str) -> Iterator[tuple[dict[str, Any], int]]:
+    end, whole = 0, True
+
+    def lines() -> Iterator[str]:
+        nonlocal end, whole
+        for line in file:
+            end += len(line)
+            whole = line.endswith(b"\n")
+            yield line.decode()
+
+    rows = csv.reader(lines(), delimiter=separator, strict=True)
+    try:
+        header = next(rows, None)
+        if header is not None and whole and header[:2] != ["id", "label"]:
+            raise DataError("its header is not that of predictions")
+        for fields in rows:
+            if not whole or header is None:
+                return
+            if len(fields) != len(header):
+                raise DataError(f"byte {end}: {len(fields)} fields, the header has {len(header)}")
+            yield dict(zip(header, fields, strict=True)), end
+    except csv.Error as error:
+        if "end of data" not in str(error):  # the last row, cut within quotes
+            raise

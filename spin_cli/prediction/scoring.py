@@ -1,0 +1,127 @@
+"""How well predictions fit the input's labels, with the uncertainty of a sample of this size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import metrics
+from spin_cli.errors import DataError
+from spin_cli.head import Head
+from spin_cli.prediction.stream import Prediction
+
+CONFIDENCE, BINS = 0.95, 10
+RESAMPLES, MOST_DRAWN = 1000, 10_000_000
+"""Bootstrap samples, and rows in all of them: of many rows fewer samples are drawn."""
+
+
+class Evaluation:
+    """Collects true labels and probabilities of a stream, and scores them at its end."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self._number = {name: code for code, name in enumerate(head.classes)}
+        self._codes: list[int] = []
+        self._probs: list[NDArray[np.float64]] = []
+        self._predicted: list[int] = []
+
+    def add(self, found: Prediction) -> None:
+        """Take in one row; `DataError` where its label is none of the head's."""
+        if found.error is not None or found.label is None:
+            return
+        if found.truth not in self._number:
+            raise DataError(
+                f"line {found.line}: label {found.truth!r} is none of the head's classes"
+                f" ({', '.join(self._head.classes)})"
+            )
+        self._codes.append(self._number[found.truth])
+        self._probs.append(np.array(list(found.probs.values()), np.float64))
+        self._predicted.append(self._number[found.label])
+
+    def result(self) -> dict[str, Any]:
+        """The metrics, as in ``metrics.json``, with intervals and a reliability table."""
+        if not self._codes:
+            raise DataError("no rows to evaluate")
+        codes, probs = np.array(self._codes), np.stack(self._probs)
+        predicted = np.array(self._predicted)
+        scores = metrics.evaluate(codes, probs, self._head.classes, self._head.threshold)
+        scores["intervals"] = intervals(codes, probs, predicted)
+        scores["reliability"] = reliability(
+            np.equal(codes, predicted), probs[np.arange(len(probs)), predicted]
+        )
+        return scores
+
+
+def intervals(
+    codes: NDArray[Any], probs: NDArray[np.float64], predicted: NDArray[Any], seed: int = 0
+) -> dict[str, list[float]]:
+    """Percentile bootstrap intervals of the scores over rows (Efron 1979), at 95%.
+
+    Parameters
+    ----------
+    codes : (n,) true class numbers
+    probs : (n, n_classes)
+    predicted : (n,) class numbers answered
+    seed : int
+
+    Returns
+    -------
+    dict
+        ``[low, high]`` of accuracy, macro-F1, log loss and, for two classes, AUROC.
+    """
+    n, n_classes = probs.shape
+    losses, right = metrics.row_losses(codes, probs), np.asarray(codes == predicted, np.float64)
+    functions: dict[str, Callable[[NDArray[Any]], float]] = {
+        "accuracy": lambda at: float(right[at].mean()),
+        "macro_f1": lambda at: metrics.macro_f1(codes[at], predicted[at], n_classes),
+        "log_loss": lambda at: float(losses[at].mean()),
+    }
+    if n_classes == 2:
+        functions["auroc"] = lambda at: metrics.auroc(codes[at], probs[at, 1])
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(max(200, min(RESAMPLES, MOST_DRAWN // n))):
+        at = np.asarray(rng.integers(0, n, n))
+        for name, function in functions.items():
+            drawn[name].append(function(at))
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    found = {}
+    for name, values in drawn.items():
+        known = np.array(values)[~np.isnan(values)]  # a sample of one class has no AUROC
+        if len(known):
+            found[name] = [float(value) for value in np.quantile(known, tails)]
+    return found
+
+
+def reliability(right: NDArray[np.bool_], prob: NDArray[np.float64]) -> dict[str, Any]:
+    """Stated against actual share of right answers, in bins of the stated probability.
+
+    Parameters
+    ----------
+    right : (n,) whether each answer is right
+    prob : (n,) its stated probability
+
+    Returns
+    -------
+    dict
+        ``bins``: from, to, rows, mean stated probability and accuracy of each bin that has rows;
+        ``ece``: the expected calibration error, the mean gap weighted by rows (Guo et al. 2017).
+    """
+    edges = np.linspace(0, 1, BINS + 1)
+    place = np.clip(np.digitize(prob, edges[1:-1], right=True), 0, BINS - 1)
+    bins, gap = [], 0.0
+    for k in range(BINS):
+        here = place == k
+        if here.any():
+            stated, actual = float(prob[here].mean()), float(right[here].mean())
+            gap += abs(stated - actual) * int(here.sum()) / len(prob)
+            bins.append(
+                {
+                    "from": round(float(edges[k]), 6), "to": round(float(edges[k + 1]), 6),
+                    "rows": int(here.sum()), "stated": stated, "accuracy": actual,
+                }
+            )  # fmt: skip
+    return {"bins": bins, "ece": gap}

@@ -1,0 +1,232 @@
+"""Rows in, predictions out, in order and in bounded memory.
+
+From a file, windows of fixed sizes are classified together, so that a run can be repeated to the
+last digit. From a pipe, what has come so far is classified at once: a line that comes alone does
+not wait for others.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli.backbone import Encoded
+from spin_cli.config import OnError, PredictConfig
+from spin_cli.dataset import BadRow, Row, read_items
+from spin_cli.errors import DataError
+from spin_cli.prediction.predictor import Predictor
+from spin_cli.prediction.reasons import Reasons, explain
+
+FIRST_WINDOW, WINDOW = 16, 512
+"""Texts handled together: few at first, so that the first answer comes soon."""
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found for one row, or why nothing was."""
+
+    id: str | None
+    line: int
+    label: str | None = None
+    prob: float | None = None
+    probs: dict[str, float] = field(default_factory=dict)
+    truncated: bool | None = None
+    abstained: bool | None = None
+    """Whether the probability is too low to be trusted; None where no limit is set."""
+    why: Reasons | None = None
+    error: str | None = None
+    truth: str | None = None
+    """The input's label, where it was read."""
+    columns: dict[str, str] | None = None
+
+
+def read_input(source: str, config: PredictConfig) -> Iterator[Row | BadRow]:
+    """Rows to classify, from a file or ``-``; labels are read where they are needed."""
+    return read_items(
+        source,
+        format=config.format,
+        text_column=config.text_column,
+        label_column=config.label_column if config.evaluate else None,
+        id_column=config.id_column,
+        require_label=config.evaluate,
+        keep_columns=config.keep_columns,
+    )
+
+
+def predict(
+    predictor: Predictor,
+    items: Iterable[Row | BadRow],
+    config: PredictConfig | None = None,
+    *,
+    live: bool = False,
+    resumed: bool = False,
+    done: Callable[[int], None] | None = None,
+) -> Iterator[list[Prediction]]:
+    """Classify rows one window at a time, in their order.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    items : rows, bad ones among them
+    config : PredictConfig
+        Here: what is done about bad rows, and what is told of each row.
+    live : bool
+        Rows come bit by bit: answer those that are there rather than wait for more.
+    resumed : bool
+        There were windows before these rows.
+    done : callable, optional
+        Told the number of rows so far.
+
+    Raises
+    ------
+    DataError
+        For a bad row, unless it is to be skipped; the rows before it were handed on.
+    """
+    config = config or PredictConfig()
+    total = 0
+    first = WINDOW if resumed else FIRST_WINDOW
+    for window in live_windows(items) if live else fixed_windows(items, first):
+        yield from answer(predictor, window, config)
+        total += len(window)
+        if done is not None:
+            done(total)
+
+
+def fixed_windows(items: Iterable[Item], first: int = FIRST_WINDOW) -> Iterator[list[Item]]:
+    """*first* items, then as many as are handled together."""
+    stream, size = iter(items), first
+    while window := list(islice(stream, size)):
+        yield window
+        size = WINDOW
+
+
+def live_windows(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """What has come so far, at least one item; a thread reads ahead by two windows at most."""
+    waiting: queue.Queue[Any] = queue.Queue(2 * WINDOW)
+    end = object()
+
+    def fill() -> None:
+        try:
+            for item in items:
+                waiting.put(item)
+            waiting.put(end)
+        except BaseException as error:  # raised again where the rows are used
+            waiting.put((end, error))
+
+    # A daemon: it may wait for input for ever, which must not keep the process from ending.
+    threading.Thread(target=fill, daemon=True, name="spin-read").start()
+    while True:
+        window = [waiting.get()]
+        # Nobody else takes from the queue, so what is there stays there.
+        while len(window) < WINDOW and not _ends(window[-1], end) and not waiting.empty():
+            window.append(waiting.get())
+        last = window.pop() if _ends(window[-1], end) else None
+        if window:
+            yield window
+        if isinstance(last, tuple):
+            raise last[1]
+        if last is end:
+            return
+
+
+def _ends(item: Any, end: object) -> bool:
+    return item is end or (isinstance(item, tuple) and bool(item) and item[0] is end)
+
+
+def answer(
+    predictor: Predictor, window: Sequence[Row | BadRow], config: PredictConfig
+) -> Iterator[list[Prediction]]:
+    """Classify one window; where a bad row stops the run, what is before it is handed on first."""
+    encoded = encode_rows(predictor, window)
+    stop = len(window)
+    if config.on_error is OnError.STOP:
+        bad = (at for at, item in enumerate(encoded) if isinstance(item, DataError))
+        stop = next(bad, stop)
+    if stop:
+        yield _classify(predictor, window[:stop], encoded[:stop], config)
+    if stop < len(window):
+        error = encoded[stop]
+        assert isinstance(error, DataError)
+        raise error
+
+
+def encode_rows(predictor: Predictor, window: Sequence[Row | BadRow]) -> list[Encoded | DataError]:
+    """Token ids of each row, or what is wrong with it."""
+    rows = [item for item in window if isinstance(item, Row)]
+    try:
+        texts = [row.text for row in rows]
+        good: list[Encoded | DataError] = list(predictor.encode(texts)) if texts else []
+    except DataError:
+        good = [_encode_one(predictor, row) for row in rows]
+    found = iter(good)
+    return [next(found) if isinstance(item, Row) else item.error for item in window]
+
+
+def _encode_one(predictor: Predictor, row: Row) -> Encoded | DataError:
+    try:
+        return predictor.encode([row.text])[0]
+    except DataError as error:  # which calls it row 0
+        what = error.message.removeprefix("row 0: ")
+        return DataError(f"line {row.line}: {what}", error.hint)
+
+
+def _classify(
+    predictor: Predictor,
+    window: Sequence[Row | BadRow],
+    encoded: Sequence[Encoded | DataError],
+    config: PredictConfig,
+) -> list[Prediction]:
+    texts = [item for item in encoded if isinstance(item, Encoded)]
+    values = predictor.rounded(predictor.gather(texts))
+    probs = predictor.classify(values)
+    labels = predictor.decide(probs)
+    unsure = None
+    if predictor.head.abstain_below is not None:
+        unsure = predictor.head.abstains(probs)
+    whys = explain(predictor, texts, values, labels, config) if config.explain else None
+    answers, at = [], 0
+    for item, ids in zip(window, encoded, strict=True):
+        if isinstance(ids, DataError):
+            answers.append(Prediction(item.id, item.line, error=ids.message))
+            continue
+        assert isinstance(item, Row)
+        why = None if whys is None else whys[at]
+        abstained = None if unsure is None else bool(unsure[at])
+        answers.append(
+            _prediction(predictor, item, ids, probs[at], int(labels[at]), abstained, why)
+        )
+        at += 1
+    return answers
+
+
+def _prediction(
+    predictor: Predictor,
+    row: Row,
+    encoded: Encoded,
+    probs: NDArray[np.float64],
+    label: int,
+    abstained: bool | None,
+    why: Reasons | None,
+) -> Prediction:
+    rounded = [round(float(p), 6) for p in probs]
+    named = dict(zip(predictor.head.classes, rounded, strict=True))
+    return Prediction(
+        id=row.id,
+        line=row.line,
+        label=predictor.head.classes[label],
+        prob=rounded[label],
+        probs=named,
+        truncated=encoded.truncated,
+        abstained=abstained,
+        why=why,
+        truth=row.label,
+        columns=row.columns,
+    )

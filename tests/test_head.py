@@ -1,0 +1,91 @@
+"""Heads on disk and in use: what is saved comes back, what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from spin_cli.config import Pooling, Site, StorageDtype
+from spin_cli.errors import ArtifactError
+from spin_cli.head import CONFIG, WEIGHTS, Head, HeadFeature, load_head, save_head
+
+READING = {"max_length": 8, "prompt_template": None, "revision": None, "model": "m"}
+
+
+def make_head(classes=("a", "b", "c"), units=None, **fields) -> Head:
+    rng = np.random.default_rng(0)
+    neurons = np.array([4, 0, 2], np.int32)
+    feature = HeadFeature("layer_02", Site.FFN, Pooling.MEAN, 6, neurons)
+    outputs = 1 if len(classes) == 2 else len(classes)
+    normal = rng.standard_normal
+    hidden = None if units is None else (normal((units, 3)).astype(np.float32), normal(units))
+    head = Head(
+        classes=classes,
+        features=(feature,),
+        weight=normal((outputs, units or 3)).astype(np.float32),
+        bias=normal(outputs),
+        threshold=None,
+        blocks=2,
+        storage_dtype=StorageDtype.FLOAT16,
+        model={},
+        reading=READING,
+        hidden=hidden,
+    )
+    return replace(head, **fields)
+
+
+@pytest.mark.parametrize("units", [None, 5])
+@pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c")])
+def test_a_head_comes_back_as_it_was_saved(tmp_path, units, classes):
+    threshold = 0.3 if len(classes) == 2 else None
+    head = make_head(classes, units, threshold=threshold, abstain_below=0.6)
+    save_head(tmp_path, head)
+    loaded = load_head(tmp_path)
+    values = np.random.default_rng(1).standard_normal((20, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.probabilities(values), head.probabilities(values))
+    assert (loaded.threshold, loaded.abstain_below) == (threshold, 0.6)
+
+
+def test_probabilities_are_those_of_a_plain_loop():
+    head = make_head(units=5)
+    values = np.random.default_rng(1).standard_normal((20, 3)).astype(np.float32)
+    for row, probs in zip(values.astype(float), head.probabilities(values), strict=True):
+        units = [max(0.0, float(w @ row + b)) for w, b in zip(*head.hidden, strict=True)]
+        z = [float(w @ units + b) for w, b in zip(head.weight, head.bias, strict=True)]
+        np.testing.assert_allclose(probs, np.exp(z) / np.exp(z).sum())
+
+
+def test_threshold_and_abstention_look_at_the_chosen_label():
+    head = make_head(("a", "b"), threshold=0.3, abstain_below=0.45)
+    probs = np.array([[0.71, 0.29], [0.69, 0.31], [0.56, 0.44], [0.5, 0.5]])
+    assert head.decide(probs).tolist() == [0, 1, 1, 1]
+    assert head.abstains(probs).tolist() == [False, True, True, False]
+    assert not replace(head, abstain_below=None).abstains(probs).any()
+
+
+def test_hidden_units_that_do_not_fit_are_refused(tmp_path):
+    save_head(tmp_path, make_head(units=5))
+    tensors = load_file(tmp_path / WEIGHTS)
+    load_head(tmp_path)
+    bad = tensors["hidden.bias"].copy()
+    bad[0] = np.nan
+    for name, tensor in (
+        ("hidden.weight", tensors["hidden.weight"][:, :2]),
+        ("hidden.weight", tensors["hidden.weight"].astype(np.float64)),
+        ("hidden.bias", tensors["hidden.bias"][:4]),
+        ("hidden.bias", bad),
+        ("weight", tensors["weight"][:, :3]),
+    ):
+        save_file(tensors | {name: np.ascontiguousarray(tensor)}, tmp_path / WEIGHTS)
+        with pytest.raises(ArtifactError, match=name):
+            load_head(tmp_path)
+    save_file(tensors, tmp_path / WEIGHTS)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    for units in (0, 4, 6):
+        (tmp_path / CONFIG).write_text(json.dumps(config | {"hidden": units}))
+        with pytest.raises(ArtifactError):
+            load_head(tmp_path)

@@ -1,0 +1,285 @@
+"""`spin predict` as a filter: pipes, interrupts, going on, bad rows, formats, processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import (
+    ENV,
+    SPIN,
+    build_tiny_run,
+    json_lines,
+    make_runner,
+    sentences,
+    spin_process,
+    write_csv,
+)
+
+
+@pytest.fixture
+def head(tmp_path_factory) -> Path:
+    return build_tiny_run(tmp_path_factory.getbasetemp()) / "run/head"
+
+
+@pytest.fixture
+def spin(monkeypatch, capsys):
+    return make_runner(monkeypatch, capsys)
+
+
+def many(count: int) -> list[str]:
+    texts = [text for text, _ in sentences()]
+    return [f"{texts[i % 60]} {texts[(i * 7 + 1) % 60]}" for i in range(count)]
+
+
+def start(*args, **options) -> subprocess.Popen:
+    return subprocess.Popen([*SPIN, "predict", *map(str, args)], env=ENV, text=True, **options)
+
+
+# -- pipes -----------------------------------------------------------------------------------
+
+
+def test_a_line_that_comes_alone_is_answered_at_once(head):
+    pipe = subprocess.PIPE
+    with start(head, "-", stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        answers = []
+        for text in ("a great film", "an awful meal"):
+            process.stdin.write(text + "\n")
+            process.stdin.flush()
+            answers.append(json.loads(process.stdout.readline()))  # hangs where it waits for more
+        assert [a["id"] for a in answers] == ["0", "1"]
+        process.send_signal(signal.SIGTERM)  # while it waits for input
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert (out, err) == ("", "")
+
+
+def test_a_long_pipe_keeps_its_order_and_its_memory(head):
+    script = (
+        f"import resource, sys, threading; sys.argv = ['spin', 'predict', {str(head)!r}, '-'];"
+        "from spin_cli.cli import run; code = run();"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+    )
+
+    def run(count):
+        done = subprocess.run(
+            [sys.executable, "-c", script], input="".join(f"{t}\n" for t in many(count)),
+            env=ENV, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json_lines(done.stdout)
+        assert [f["id"] for f in found] == [str(i) for i in range(count)]
+        return found, int(done.stderr.split()[-1])
+
+    short, before = run(1200)
+    long, after = run(6000)
+    assert after < before * 1.1
+    labels = [f["label"] for f in short]
+    assert [f["label"] for f in long[:1200]] == labels
+
+
+def test_what_is_broken_off_by_sigterm_is_written_and_can_be_continued(head, tmp_path):
+    rows = [(f"id,{i}", text) for i, text in enumerate(many(2500))]
+    source = write_csv(tmp_path / "in.csv", rows, ("key", "text"))
+    options = ("--id-column", "key", "--output-format", "csv", "-o")
+    whole, broken = tmp_path / "whole.csv", tmp_path / "broken.csv"
+    partial = tmp_path / "broken.csv.partial"
+    assert spin_process("predict", head, source, *options, whole).code == 0
+    with start(head, source, *options, broken, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (partial.exists() and partial.read_text().count("\n") > 200):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert not broken.exists()
+    written = partial.read_text()
+    assert whole.read_text().startswith(written)
+    refused = spin_process("predict", head, source, *options, broken)
+    assert (refused.code, "--resume" in refused.err) == (4, True)
+    partial.write_text(written[:-7])  # as after a power cut
+    done = spin_process("predict", head, source, *options, broken, "--resume")
+    assert done.code == 0, done.err
+    assert broken.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+
+
+# -- going on --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    rows = [(text, "good" if "great" in text else "bad") for text in many(40)]
+    return write_csv(tmp_path / "in.csv", rows)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.97, 1.0])
+def test_resume_ends_as_an_uninterrupted_run(spin, head, labelled, tmp_path, kind, kept):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    options = ("--output-format", kind, "--evaluate", "--json", "-o")
+    expected = spin("predict", head, labelled, *options, whole)
+    content = whole.read_bytes()
+    part.write_bytes(content[: int(len(content) * kept)])  # under its final name
+    done = spin("predict", head, labelled, *options, part, "--resume")
+    assert done.code == 0, done.err
+    assert part.read_bytes() == content
+    assert json.loads(done.out) == json.loads(expected.out) | {"output": str(part)}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "part", "whole"]
+
+
+def test_resume_refuses_what_does_not_fit(spin, head, labelled, tmp_path):
+    out = tmp_path / "out.jsonl"
+    rows = [("other" + text, "good") for text in many(40)]
+    other = write_csv(tmp_path / "other.csv", [(f"k{i}", t) for i, (t, _) in enumerate(rows)],
+                      ("key", "text"))  # fmt: skip
+    assert spin("predict", head, labelled, "-o", out).code == 0
+    good = out.read_text()
+
+    def resume(content: str, source: Path, *options):
+        out.write_text(content)
+        out.with_name("out.jsonl.partial").unlink(missing_ok=True)
+        return spin("predict", head, source, "-o", out, "--resume", *options)
+
+    done = resume(good, other, "--id-column", "key")
+    assert (done.code, "another input" in done.err) == (4, True)
+    shorter = write_csv(tmp_path / "short.csv", [(t,) for t in many(20)], ("text",))
+    assert "has ended" in resume(good, shorter).err
+    lines = good.splitlines(keepends=True)
+    swapped = [
+        line.replace('"bad":', '"x":').replace('"good":', '"bad":').replace('"x":', '"good":')
+        for line in lines
+    ]
+    done = resume("".join(swapped), labelled)
+    assert (done.code, "by this head" in done.err) == (4, True)
+    for bad in ("[1]\n" * 20, "no json\n" * 20, '{"id": "0"}\n' * 20):
+        done = resume(bad, labelled)
+        assert done.code == 4, bad
+        assert "Traceback" not in done.err
+    assert spin("predict", head, labelled, "--resume").code == 2
+    done = spin("predict", head, labelled, "-o", tmp_path / "p", "--resume",
+                "--output-format", "parquet")  # fmt: skip
+    assert done.code == 2
+
+
+# -- bad rows --------------------------------------------------------------------------------
+
+
+def test_bad_rows_are_skipped_counted_and_kept_in_their_place(spin, head, tmp_path):
+    lines = [json.dumps({"text": text}) for text in many(30)]
+    lines[4], lines[20], lines[29] = "{", '{"text": ""}', '{"text": null}'
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f"{line}\n" for line in lines))
+    out = tmp_path / "out.jsonl"
+    args = ("predict", head, source, "-o", out, "--on-error", "skip")
+    done = spin(*args, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["rows"] == 30
+    assert json.loads(done.out)["errors"] == 3
+    assert "3 bad rows" in spin(*args, "--force").err
+    found = json_lines(out.read_text())
+    assert [f["id"] for f in found] == [str(i) for i in range(30)]
+    bad = {i: f for i, f in enumerate(found) if "error" in f}
+    assert sorted(bad) == [4, 20, 29]
+    assert all(bad[i]["label"] is None and f"line {i + 1}" in bad[i]["error"] for i in bad)
+    table = spin("predict", head, source, "--on-error", "skip", "--output-format", "csv")
+    rows = list(csv.DictReader(io.StringIO(table.out)))
+    assert [bool(row["error"]) for row in rows] == [i in bad for i in range(30)]
+    assert [row["label"] for row in rows] == [f["label"] or "" for f in found]
+
+
+def test_a_bad_row_in_a_pipe_stops_behind_the_rows_before_it(spin, head):
+    done = spin("predict", head, "-", "--format", "jsonl",
+                stdin=b'{"text": "a great film"}\n{"text": 1}\n{"text": "x"}\n')  # fmt: skip
+    assert done.code == 3
+    assert len(json_lines(done.out)) == 1
+    assert "line 2" in done.err
+
+
+# -- what a row holds ------------------------------------------------------------------------
+
+
+def test_input_columns_are_carried_through(spin, head, tmp_path):
+    rows = [("a great film", "x, y", "7"), ("an awful meal", 'say "z"', "")]
+    source = write_csv(tmp_path / "in.csv", rows, ("text", "note", "label"))
+    found = json_lines(spin("predict", head, source, "--keep-columns").out)
+    assert [f["columns"] for f in found] == [
+        dict(zip(("text", "note", "label"), row, strict=True)) for row in rows
+    ]
+    for kind, mark in (("csv", ","), ("tsv", "\t")):
+        done = spin("predict", head, source, "--keep-columns", "--output-format", kind)
+        table = list(csv.DictReader(io.StringIO(done.out), delimiter=mark))
+        assert [(r["text"], r["note"], r["input_label"]) for r in table] == rows
+        assert [r["label"] for r in table] == [f["label"] for f in found]
+    pq = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "o.parquet"
+    done = spin("predict", head, source, "--keep-columns", "--output-format", "parquet", "-o", out)
+    assert done.code == 0, done.err
+    assert [r["note"] for r in pq.read_table(out).to_pylist()] == ["x, y", 'say "z"']
+
+
+def test_top_threshold_and_table(spin, head):
+    stdin = "\n".join(many(20)).encode()
+    plain = json_lines(spin("predict", head, "-", stdin=stdin).out)
+    found = json_lines(spin("predict", head, "-", "--top", "1", "--threshold", "0.8",
+                            stdin=stdin).out)  # fmt: skip
+    for one, two in zip(plain, found, strict=True):
+        best = max(one["probs"], key=one["probs"].get)
+        assert two["probs"] == {best: one["probs"][best]}
+        assert two["abstained"] == (one["prob"] < 0.8)
+    table = spin("predict", head, "-", "--top", "1", "--output-format", "csv", stdin=stdin)
+    rows = list(csv.DictReader(io.StringIO(table.out)))
+    assert [float(r["prob_1"]) for r in rows] == [max(f["probs"].values()) for f in plain]
+    shown = spin("predict", head, "-", "--output-format", "table", stdin=stdin).out.splitlines()
+    assert len(shown) == 21
+    assert shown[0].split() == ["id", "label", "prob", "truncated", "prob_bad", "prob_good"]
+    assert [line.split()[1] for line in shown[1:]] == [f["label"] for f in plain]
+
+
+def test_evaluation_tells_intervals_confusion_and_reliability(spin, head, labelled, tmp_path):
+    args = ("predict", head, labelled, "--evaluate", "-o", tmp_path / "o", "--force")
+    scores = json.loads(spin(*args, "--json").out)["metrics"]
+    for name in ("accuracy", "macro_f1", "auroc", "log_loss"):
+        low, high = scores["intervals"][name]
+        assert low <= scores[name] <= high
+    bins = scores["reliability"]["bins"]
+    assert sum(b["rows"] for b in bins) == 40 == sum(map(sum, scores["confusion"]))
+    right = sum(b["accuracy"] * b["rows"] for b in bins)
+    assert right == pytest.approx(scores["accuracy"] * 40)
+    assert 0 <= scores["reliability"]["ece"] <= 1
+    shown = spin(*args).out
+    assert all(word in shown for word in ("Confusion", "Reliability", "bootstrap"))
+
+
+# -- several processes -----------------------------------------------------------------------
+
+
+def test_two_processes_write_what_one_writes(head, tmp_path):
+    rows = [(text, "good" if "great" in text else "bad") for text in many(1300)]
+    source = write_csv(tmp_path / "in.csv", rows)
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    options = ("--explain", "2", "--evaluate", "--json", "-o")
+    alone = spin_process("predict", head, source, *options, one)
+    assert alone.code == 0, alone.err
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+         str(20000 + os.getpid() % 20000), "-m", "spin_cli", "predict", str(head), str(source),
+         *options, str(two)],
+        env=ENV | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert two.read_bytes() == one.read_bytes()
+    assert json.loads(done.stdout) == json.loads(alone.out) | {"output": str(two)}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "one.jsonl", "two.jsonl"]

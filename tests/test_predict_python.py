@@ -1,0 +1,215 @@
+"""`Classifier` by scikit-learn's own rules, and reasons that add up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from spin_cli import artifacts, prediction
+from spin_cli.backbone import read_states
+from spin_cli.config import Pooling, PredictConfig
+from spin_cli.errors import ArtifactError, DataError
+from spin_cli.prediction.reasons import contributions, explain
+from tests.test_cli import ENV, build_tiny_run, json_lines, make_runner, sentences
+
+
+@pytest.fixture
+def head(tmp_path_factory) -> Path:
+    return build_tiny_run(tmp_path_factory.getbasetemp()) / "run/head"
+
+
+@pytest.fixture
+def spin(monkeypatch, capsys):
+    return make_runner(monkeypatch, capsys)
+
+
+TEXTS = [text for text, _ in sentences()[:20]]
+
+
+def three_classes(head: Path, folder: Path) -> Path:
+    """The head with a third class that has random weights."""
+    shutil.copytree(head, folder)
+    tensors = {key: value.copy() for key, value in load_file(folder / "head.safetensors").items()}
+    rng = np.random.default_rng(0)
+    scale = np.abs(tensors["weight"]).mean()
+    tensors["weight"] = rng.normal(
+        scale=scale, size=(3, tensors["weight"].shape[1])
+    ).astype(np.float32)  # fmt: skip
+    tensors["bias"] = rng.normal(size=3)
+    save_file(tensors, folder / "head.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"classes": ["bad", "good", "so so"], "threshold": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    manifest = artifacts.read_json(folder / artifacts.MANIFEST)
+    for name in ("kind", "schema", "versions", "files", "fingerprint"):
+        del manifest[name]
+    artifacts.write_manifest(folder, "head", manifest)
+    return folder
+
+
+# -- scikit-learn ----------------------------------------------------------------------------
+
+
+def test_the_classifier_answers_as_the_command_line(spin, head):
+    from spin_cli import Classifier
+
+    clf = Classifier.load(head)
+    found = json_lines(spin("predict", head, "-", stdin="\n".join(TEXTS).encode()).out)
+    assert clf.classes_.tolist() == ["bad", "good"]
+    probs = clf.predict_proba(TEXTS)
+    assert probs.shape == (20, 2)
+    np.testing.assert_allclose(probs[:, 1], [f["probs"]["good"] for f in found], atol=1e-6)
+    np.testing.assert_allclose(clf.predict_log_proba(TEXTS), np.log(probs))
+    assert clf.predict(np.array(TEXTS)).tolist() == [f["label"] for f in found]
+    assert clf.predict_proba([]).shape == (0, 2)
+
+
+def test_the_classifier_keeps_scikit_learns_rules(head):
+    from sklearn.base import clone, is_classifier
+    from sklearn.exceptions import NotFittedError
+    from sklearn.metrics import get_scorer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    from spin_cli import Classifier
+
+    clf = Classifier(head, device="cpu")
+    with pytest.raises(NotFittedError):
+        clf.predict(TEXTS)
+    assert is_classifier(clf)
+    assert clone(clf).get_params() == clf.get_params()
+    labels = clf.fit(TEXTS, None).predict(TEXTS)
+    assert clf.score(TEXTS, labels) == 1.0
+    assert get_scorer("accuracy")(clf, TEXTS, labels) == 1.0
+    lower = make_pipeline(FunctionTransformer(lambda X: [x.lower() for x in X]), clf)
+    assert (
+        lower.fit(TEXTS).predict(TEXTS).tolist() == clf.predict([t.lower() for t in TEXTS]).tolist()
+    )
+    with pytest.raises(DataError, match="one text"):
+        clf.predict("a film")
+    with pytest.raises(DataError, match="item 1"):
+        clf.predict(["a film", 3])
+    with pytest.raises(ArtifactError, match="no such folder"):
+        Classifier.load("no/such/head")
+
+
+def test_the_package_brings_torch_only_when_asked():
+    code = (
+        "import sys, spin_cli; assert 'torch' not in sys.modules; assert spin_cli.__version__;"
+        "from spin_cli import Classifier; assert 'torch' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# -- reasons ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_contributions_and_bias_add_up_to_the_logit(head, tmp_path, classes):
+    folder = head if classes == 2 else three_classes(head, tmp_path / "head")
+    predictor = prediction.open_predictor(folder, PredictConfig())
+    values, _ = predictor.features(TEXTS)
+    probs = predictor.classify(values)
+    labels = predictor.decide(probs)
+    terms, bias = contributions(predictor.head, values, labels)
+    logits = terms.sum(1) + bias
+    weight, offset = predictor.head.weight.astype(np.float64), predictor.head.bias
+    for row, label in enumerate(labels):  # the long way
+        each = [sum(w * float(x) for w, x in zip(weight[k], values[row], strict=True)) + offset[k]
+                for k in range(len(weight))]  # fmt: skip
+        expected = each[label] if classes == 3 else each[0] * (1 if label else -1)
+        assert logits[row] == pytest.approx(expected, abs=1e-9)
+        if classes == 2:
+            assert probs[row, label] == pytest.approx(1 / (1 + np.exp(-expected)), abs=1e-12)
+    config = PredictConfig(explain=4)
+    for reasons in explain(predictor, predictor.encode(TEXTS), values, labels, config):
+        named = sum(reason.contribution for reason in reasons.neurons)
+        assert named + reasons.rest + reasons.bias == pytest.approx(reasons.logit, abs=1e-9)
+    everything = PredictConfig(explain=predictor.head.neurons)
+    for reasons in explain(predictor, predictor.encode(TEXTS), values, labels, everything):
+        assert reasons.rest == pytest.approx(0, abs=1e-9)
+        found = [reason.contribution for reason in reasons.neurons]
+        assert found == sorted(found, reverse=True)
+
+
+def test_tokens_are_those_behind_the_pooled_value(head):
+    predictor = prediction.open_predictor(head, PredictConfig())
+    texts = [*TEXTS[:5], "film " * 40]
+    encoded = predictor.encode(texts)
+    values = predictor.rounded(predictor.gather(encoded))
+    labels = predictor.decide(predictor.classify(values))
+    config = PredictConfig(explain=predictor.head.neurons, explain_tokens=True)
+    weight = predictor.head.weight[0]
+    at = {}
+    start = 0
+    for feature in predictor.head.features:
+        for j in feature.neurons.tolist():
+            at[feature.layer, feature.site.value, feature.pooling.value, j] = start
+            start += 1
+    for row, reasons in enumerate(explain(predictor, encoded, values, labels, config)):
+        states = {}
+        read_states(
+            predictor.model, [encoded[row].ids], list(predictor.wanted),
+            lambda layer, site, s, states=states: states.update({(layer, site.value): s[0]}),
+        )  # fmt: skip
+        pieces = predictor.model.tokenizer.convert_ids_to_tokens(encoded[row].ids)
+        for reason in reasons.neurons:
+            key = (reason.layer, reason.site, reason.pooling, reason.neuron)
+            place = next(
+                p for (la, s, po), p in predictor.places.items()
+                if (la, s.value, po.value) == key[:3]
+            )  # fmt: skip
+            line = states[key[:2]][:, place.picked[at[key] - place.columns.start]]
+            first = reason.tokens[0]
+            assert pieces[first.position] == first.text
+            assert first.value == pytest.approx(float(line[first.position]), abs=1e-5)
+            if reason.pooling == Pooling.MAX.value:
+                assert first.value == pytest.approx(float(line.max()), abs=1e-5)
+                assert len(reason.tokens) == 1
+            elif reason.pooling == Pooling.MEAN.value:
+                sign = np.sign(weight[at[key]]) * (1 if labels[row] else -1)
+                top = torch.topk(line * sign, 3).values * sign
+                assert [t.value for t in reason.tokens] == pytest.approx(top.tolist(), abs=1e-5)
+
+
+def test_reasons_are_written(spin, head):
+    done = spin("predict", head, "-", "--explain-tokens", "--explain", "2", stdin=b"a great film")
+    why = json_lines(done.out)[0]["why"]
+    assert len(why["neurons"]) == 2
+    total = sum(n["contribution"] for n in why["neurons"]) + why["rest"] + why["bias"]
+    assert total == pytest.approx(why["logit"], abs=1e-5)
+    assert all(n["tokens"][0]["text"] for n in why["neurons"])
+
+
+# -- the early exit, by the command line -----------------------------------------------------
+
+
+def test_check_exit_agrees_and_tells_when_it_does_not(spin, head, monkeypatch):
+    stdin = "\n".join(TEXTS).encode()
+    done = spin("predict", head, "-", "--check-exit", "8", stdin=stdin)
+    assert done.code == 0, done.err
+    assert "8 rows agree" in done.err
+    assert len(json_lines(done.out)) == 20
+    real = prediction.exits.open_predictor
+
+    def other(folder, config, *, whole=False):
+        found = real(folder, config, whole=whole)
+        if whole:
+            with torch.no_grad():
+                found.model.model.encoder.layer[0].output.dense.weight *= 1.1
+        return found
+
+    monkeypatch.setattr(prediction.exits, "open_predictor", other)
+    done = spin("predict", head, "-", "--check-exit", "8", stdin=stdin)
+    assert done.code == 5
+    assert "--check-exit: layer_0" in done.err
+    assert "Traceback" not in done.err
