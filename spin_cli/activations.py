@@ -99,6 +99,20 @@ def largest(dtype: StorageDtype) -> float:
 # -- writing ---------------------------------------------------------------------------------
 
 
+def chunk_rows(feature: Feature, rows: int, dtype: StorageDtype) -> int:
+    """Rows in one chunk of a matrix of *rows* rows."""
+    return max(1, min(rows, CHUNK_BYTES // (feature.width * DISK_DTYPES[dtype].itemsize)))
+
+
+def disk_bytes(features: Sequence[Feature], rows: int, dtype: StorageDtype) -> int:
+    """Bytes of the layer files for so many rows: whole chunks, but for HDF5's own few KiB."""
+    total = 0
+    for feature in features:
+        chunk = chunk_rows(feature, rows, dtype)
+        total += -(-rows // chunk) * chunk * feature.width * DISK_DTYPES[dtype].itemsize
+    return total
+
+
 def create_layer(path: Path, features: Sequence[Feature], rows: int, dtype: StorageDtype) -> None:
     """Create a layer file of its final size, every chunk allocated, nothing written yet.
 
@@ -110,7 +124,7 @@ def create_layer(path: Path, features: Sequence[Feature], rows: int, dtype: Stor
     """
     with h5py.File(path, "w", libver=("earliest", "v110")) as file:
         for feature in features:
-            chunk = max(1, min(rows, CHUNK_BYTES // (feature.width * DISK_DTYPES[dtype].itemsize)))
+            chunk = chunk_rows(feature, rows, dtype)
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plan.set_chunk((chunk, feature.width))
             plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

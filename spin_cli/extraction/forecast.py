@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from spin_cli import backbone
+from spin_cli import activations, backbone
 from spin_cli.backbone import Encoded
 from spin_cli.extraction.planning import Plan, sample_rows
 from spin_cli.extraction.windows import read_rows_into
@@ -24,9 +24,10 @@ def estimate(plan: Plan) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``rows``; ``tokens``; ``truncated`` rows; ``disk_bytes`` (exact, but for some KiB of HDF5's
-        own); ``memory_bytes`` (peak resident size of one process); ``seconds``; ``features``;
-        ``window_rows``. Tokens and times are scaled up from about 512 rows.
+        ``rows``; ``tokens``; ``truncated`` rows; ``disk_bytes`` (whole chunks; HDF5 adds some
+        KiB); ``memory_bytes`` (peak resident size of one process); ``seconds``; ``features``;
+        ``window_rows``; ``storage_dtype``; ``notes``. Tokens and times are scaled up from about
+        512 rows.
     """
     rows = len(plan.dataset)
     encoded = backbone.encode(plan.model, [row.text for row in sample_rows(plan.dataset)])
@@ -36,7 +37,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "rows": rows,
         "tokens": round(tokens * scale),
         "truncated": round(sum(item.truncated for item in encoded) * scale),
-        "disk_bytes": plan.row_bytes * rows,
+        "disk_bytes": activations.disk_bytes(plan.features, rows, plan.storage_dtype),
         "seconds": round(seconds_per_token(plan, encoded) * tokens * scale, 1),
         "memory_bytes": peak_bytes() + BUFFERS * plan.window_rows * plan.row_bytes,
         "features": len(plan.features),
