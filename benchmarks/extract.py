@@ -14,26 +14,30 @@
 
 from __future__ import annotations
 
-import argparse
-import csv
-import gzip
-import json
-import platform
-import resource
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
+# A neighbour of this file is named as a module of the standard library, which it must not shadow.
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
 
-from spin_cli import backbone, extraction
-from spin_cli.backbone.discovery import probe_inputs
-from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig
+import argparse  # noqa: E402
+import csv  # noqa: E402
+import gzip  # noqa: E402
+import json  # noqa: E402
+import platform  # noqa: E402
+import resource  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from spin_cli import backbone, extraction  # noqa: E402
+from spin_cli.backbone.discovery import probe_inputs  # noqa: E402
+from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig  # noqa: E402
 
 Timed = Callable[[], object]
 
