@@ -7,6 +7,8 @@
              the end
 ``bfloat16`` `spin extract --dtype bfloat16` against float32
 ``memory``   peak memory at 5,000 and at 50,000 rows, and against the model's size
+``gpu``      (only where asked for, on a CUDA device) a random model of Llama-3-8B's shape in
+             bfloat16, 256-token texts, both sites, two poolings, against its bare forward pass
 ``dry-run``  what ``--dry-run`` foretells against what is measured
 
     python benchmarks/extract.py --data FOLDER [--only forward,loop] [--model bundled:minilm]
@@ -37,7 +39,7 @@ import torch  # noqa: E402
 
 from spin_cli import backbone, extraction  # noqa: E402
 from spin_cli.backbone.discovery import probe_inputs  # noqa: E402
-from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig  # noqa: E402
+from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig, Pooling  # noqa: E402
 
 Timed = Callable[[], object]
 
@@ -249,6 +251,35 @@ def measure_dry_run(args: argparse.Namespace, folder: Path) -> None:
         )  # fmt: skip
 
 
+def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
+    """Random weights: what is timed does not depend on them."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+
+    from spin_cli.backbone.resolve import locate
+
+    shape = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
+    )  # fmt: skip
+    small = locate(ModelConfig("bundled:smollm2"))
+    AutoTokenizer.from_pretrained(small.source, **small.arguments).save_pretrained(folder / "8b")
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        LlamaModel(shape).save_pretrained(folder / "8b")
+        torch.set_default_dtype(torch.float32)
+    torch.cuda.empty_cache()
+    data = folder / "long.csv"
+    take_rows(args.data / "imdb" / "train.csv.gz", args.rows or 4096, data)
+    config = ExtractConfig(
+        DataConfig(),
+        ModelConfig(str(folder / "8b"), dtype=Dtype.BFLOAT16, max_length=256),
+        poolings=(Pooling.MEAN, Pooling.LAST),
+    )
+    plan = extraction.plan(data, config)
+    bare, whole, ratio = in_turn(bare_forward(plan), whole_extraction(plan, folder), args.repeats)
+    show("gpu", "Llama-3-8B's shape, random", "IMDb cut at 256 tokens", bare, whole, ratio)
+
+
 def show(what: str, model: str, data: str, one: float, other: float, ratio: float) -> None:
     record(
         what=what, model=model, data=data, seconds=[round(one, 2), round(other, 2)],
@@ -266,13 +297,18 @@ MEASURES = {
     "bfloat16": measure_bfloat16,
     "dry-run": measure_dry_run,
     "memory": measure_memory,
+    "gpu": measure_gpu,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with sst2, edos, imdb")
-    parser.add_argument("--only", default=",".join(MEASURES), help="which measurements")
+    parser.add_argument(
+        "--only",
+        default=",".join(name for name in MEASURES if name != "gpu"),
+        help="which measurements",
+    )
     parser.add_argument("--model", help="default: the bundled models")
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=5)
