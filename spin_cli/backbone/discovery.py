@@ -119,9 +119,7 @@ def _prove(model: nn.Module, stacks: Sequence[Stack]) -> tuple[Stack, ...]:
     with ExitStack() as undo:
         for stack in stacks:
 
-            def take(
-                layer: str, site: Site, states: torch.Tensor, stack: Stack = stack
-            ) -> None:
+            def take(layer: str, site: Site, states: torch.Tensor, stack: Stack = stack) -> None:
                 hook = stack.hook(layer, site) if site is not Site.HIDDEN else None
                 width = hook.width if isinstance(hook, Hook) else stack.hidden_size
                 calls.setdefault((layer, site), []).append(_flaw(states, width))

@@ -53,7 +53,11 @@ def find_blocks(root: nn.Module, count: int) -> list[nn.Module]:
         raise ModelError(
             f"{type(root).__name__}: found no list of {count} blocks, so no layer can be read"
         )
-    return list(max(lists, key=lambda found: sum(p.numel() for p in found.parameters())))
+    return list(max(lists, key=_weights))
+
+
+def _weights(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def find_sites(block: nn.Module, path: str, hidden: int) -> dict[Site, Hook | str]:
@@ -72,7 +76,9 @@ def find_sites(block: nn.Module, path: str, hidden: int) -> dict[Site, Hook | st
     """
     experts = find_experts(block)
     if len(experts) > 1:
-        return dict.fromkeys((Site.FFN, Site.GATE, Site.ROUTER), f"{path} has several expert layers")
+        return dict.fromkeys(
+            (Site.FFN, Site.GATE, Site.ROUTER), f"{path} has several expert layers"
+        )
     if experts:
         inner, module = next(iter(experts.items()))
         return _expert_sites(module, f"{path}.{inner}")
@@ -150,7 +156,9 @@ def _find_activations(block: nn.Module) -> list[str]:
     """Modules without children or weights that are named after an activation function."""
     found = []
     for path, module in block.named_modules():
-        leaf = not any(True for _ in module.children()) and not any(True for _ in module.parameters())
+        leaf = not any(True for _ in module.children()) and not any(
+            True for _ in module.parameters()
+        )
         named = ACTIVATION.search(path.rpartition(".")[2].lower())
         if leaf and named and not NOT_FFN.search(path.lower()):
             found.append(path)

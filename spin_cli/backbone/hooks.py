@@ -56,32 +56,35 @@ def hooked(
         take(layers[-1], Site.HIDDEN, first_tensor(output))
 
     with ExitStack() as undo:
-
-        def keep(handle: Any) -> None:
-            undo.callback(handle.remove)
-
+        handles: list[Any] = []
         for path in stack.blocks:
             block = model.get_submodule(path)
-            keep(block.register_forward_pre_hook(enter, with_kwargs=True))
-            keep(block.register_forward_hook(leave))
-        for site, hooks in stack.sites.items():
-            for hook in hooks:
-                if site in sites and isinstance(hook, Hook) and hook.side != "experts":
-                    keep(_hook_plain(model.get_submodule(hook.path), hook, site, here))
+            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(block.register_forward_hook(leave))
+        for site, hook in _hooks(stack, sites):
+            if hook.side != "experts":
+                handles.append(_hook_plain(model.get_submodule(hook.path), hook, site, here))
+        if stack.has_final:
+            handles.append(model.get_submodule(stack.root).register_forward_hook(finish))
+        for handle in handles:
+            undo.callback(handle.remove)
         for path, read in _expert_paths(stack, sites).items():
             undo.enter_context(_hook_experts(model.get_submodule(path), here, read))
-        if stack.has_final:
-            keep(model.get_submodule(stack.root).register_forward_hook(finish))
         yield
+
+
+def _hooks(stack: Stack, sites: Collection[Site]) -> list[tuple[Site, Hook]]:
+    """Every hook of *sites* once, shared blocks or not."""
+    found = ((site, hook) for site in sites for hook in stack.sites.get(site, ()))
+    return [(site, hook) for site, hook in found if isinstance(hook, Hook)]
 
 
 def _expert_paths(stack: Stack, sites: Collection[Site]) -> dict[str, set[Site]]:
     """Which sites are read at which layers of experts."""
     found: dict[str, set[Site]] = {}
-    for site, hooks in stack.sites.items():
-        for hook in hooks:
-            if site in sites and isinstance(hook, Hook) and hook.side == "experts":
-                found.setdefault(hook.path, set()).add(site)
+    for site, hook in _hooks(stack, sites):
+        if hook.side == "experts":
+            found.setdefault(hook.path, set()).add(site)
     return found
 
 
@@ -106,34 +109,39 @@ def _hook_experts(
     """
     weights = chosen = order = None
 
+    def give(site: Site, states: Callable[[], torch.Tensor]) -> None:
+        if site in sites:
+            here(site, states())
+
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal weights, chosen, order
         found = [*args, *kwargs.values()]
         chosen = next(x for x in found[1:] if not x.is_floating_point())
         weights = next(x for x in found[1:] if x.is_floating_point())
         order = torch.sort(chosen.reshape(-1))[1]
-        if Site.ROUTER in sites:
-            table = weights.new_zeros(len(chosen), module.num_experts)
-            here(Site.ROUTER, table.scatter_add_(1, chosen, weights))
+        give(Site.ROUTER, routed)
+
+    def routed() -> torch.Tensor:
+        assert weights is not None and chosen is not None
+        table: torch.Tensor = weights.new_zeros(len(chosen), module.num_experts)
+        return table.scatter_add_(1, chosen, weights)
 
     def summed(vectors: torch.Tensor) -> torch.Tensor:
         assert weights is not None and chosen is not None and order is not None
         weighted = vectors.float() * weights.reshape(-1)[order, None].float()
-        total = weighted.new_zeros(len(chosen), vectors.shape[1])
+        total: torch.Tensor = weighted.new_zeros(len(chosen), vectors.shape[1])
         return total.index_add_(0, order // chosen.shape[1], weighted)
 
     def act(_module: Any, _args: Any, output: torch.Tensor) -> None:
-        if Site.GATE in sites:
-            here(Site.GATE, summed(output))
-        if Site.FFN in sites and not module.has_gate:
-            here(Site.FFN, summed(output))
+        give(Site.GATE, lambda: summed(output))
+        if not module.has_gate:
+            give(Site.FFN, lambda: summed(output))
 
     plain_gate = module._apply_gate
 
     def apply_gate(projected: torch.Tensor) -> Any:
         vectors = plain_gate(projected)
-        if Site.FFN in sites:
-            here(Site.FFN, summed(vectors))
+        give(Site.FFN, lambda: summed(vectors))
         return vectors
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True)]

@@ -109,7 +109,9 @@ def summarise(hookpoints: list[str]) -> list[str]:
     groups: dict[str, list[int]] = {}
     for point in hookpoints:
         number = re.search(r"\.(\d+)(?=[.:])", point)
-        pattern = point if number is None else point[: number.start(1)] + "{}" + point[number.end(1) :]
+        pattern = (
+            point if number is None else point[: number.start(1)] + "{}" + point[number.end(1) :]
+        )
         groups.setdefault(pattern, []).append(int(number[1]) if number else 0)
     return [pattern.replace("{}", _ranges(sorted(set(found)))) for pattern, found in groups.items()]
 
