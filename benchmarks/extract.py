@@ -33,7 +33,7 @@ import torch
 
 from spin_cli import backbone, extraction
 from spin_cli.backbone.discovery import probe_inputs
-from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig
+from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig, Site
 
 Timed = Callable[[], object]
 
@@ -118,7 +118,8 @@ def usual_loop(plan: extraction.Plan, folder: Path) -> Timed:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     texts = [row.text for row in plan.dataset.rows()]
-    ffns = [path for stack in plan.model.layout.stacks for path in stack.ffns]
+    hooks = [hook for stack in plan.model.layout.stacks for hook in stack.sites[Site.FFN]]
+    ffns = [hook.path for hook in hooks if not isinstance(hook, str)]
 
     def pooled(states: torch.Tensor, mask: torch.Tensor) -> list[np.ndarray]:
         kept = mask[:, :, None]
