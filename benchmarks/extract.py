@@ -39,7 +39,14 @@ import torch  # noqa: E402
 
 from spin_cli import backbone, extraction  # noqa: E402
 from spin_cli.backbone.discovery import probe_inputs  # noqa: E402
-from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig, Pooling  # noqa: E402
+from spin_cli.config import (  # noqa: E402
+    DataConfig,
+    Dtype,
+    ExtractConfig,
+    ModelConfig,
+    Pooling,
+    Site,
+)
 
 Timed = Callable[[], object]
 
@@ -124,7 +131,8 @@ def usual_loop(plan: extraction.Plan, folder: Path) -> Timed:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     texts = [row.text for row in plan.dataset.rows()]
-    ffns = [path for stack in plan.model.layout.stacks for path in stack.ffns]
+    hooks = [hook for stack in plan.model.layout.stacks for hook in stack.sites[Site.FFN]]
+    ffns = [hook.path for hook in hooks if not isinstance(hook, str)]
 
     def pooled(states: torch.Tensor, mask: torch.Tensor) -> list[np.ndarray]:
         kept = mask[:, :, None]

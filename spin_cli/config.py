@@ -21,7 +21,14 @@ class Site(str, Enum):
     HIDDEN = "hidden"
     """The residual stream after the block."""
     FFN = "ffn"
-    """The vector that enters the FFN's down projection (gated: ``act(gate) * up``)."""
+    """The vector that enters the FFN's down projection (gated: ``act(gate) * up``).
+
+    With a mixture of experts: the sum of these vectors over a token's routed experts, weighted by
+    the router; shared experts are left out."""
+    GATE = "gate"
+    """The output of the FFN's activation function alone; without a gate the same as ``ffn``."""
+    ROUTER = "router"
+    """Each expert's routing weight, 0 where it was not chosen; its mean is the expert's load."""
 
 
 class Pooling(str, Enum):
@@ -198,7 +205,7 @@ class TrainConfig:
 
     metric: Metric | None = None
     """None: the one that ``select`` used."""
-    sites: tuple[str, ...] = ("hidden", "ffn", "both")
+    sites: tuple[str, ...] = ("hidden", "ffn", "gate", "both")
     """Sites to search; ``both`` puts hidden and ffn side by side."""
     etas: tuple[float, ...] = DEFAULT_ETAS
     max_layer: int | None = None

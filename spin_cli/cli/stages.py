@@ -166,6 +166,7 @@ def show_estimate(found: dict[str, Any], json: bool) -> None:
             ["disk", human_bytes(found["disk_bytes"])],
             ["memory", f"about {human_bytes(found['memory_bytes'])}"],
             ["time", f"about {human_seconds(found['seconds'])}"],
+            *[[site, points] for site, points in found["hookpoints"].items()],
         ],
     )
 
@@ -176,6 +177,11 @@ def show_extracted(manifest: dict[str, Any], output: Path, json: bool) -> None:
     if json:
         print_json({"stage": "extract", "output": output, "counts": counts, "log": log})
         return
+    from spin_cli.extraction import hookpoints
+
+    pairs = [(feature["site"], feature["hookpoint"]) for feature in manifest["features"]]
+    for name, points in hookpoints(pairs).items():
+        say(f"{name} read at {points}")
     for warning in manifest["warnings"]:
         say(f"note: {warning}")
     if counts["truncated"]:
@@ -281,8 +287,8 @@ def train(
     ] = None,
     metric: o.ChooseBy = None,
     site: Annotated[
-        str, typer.Option("--site", help="Sites to search: hidden, ffn, both.")
-    ] = "hidden,ffn,both",
+        str, typer.Option("--site", help="Sites to search: hidden, ffn, gate, both.")
+    ] = "hidden,ffn,gate,both",
     eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = DEFAULT_ETAS_TEXT,
     max_layer: Annotated[
         int | None, typer.Option("--max-layer", min=0, help="Deepest layer allowed.")
@@ -302,8 +308,8 @@ def train(
     Example: `spin train run/selection`
     """
     names = tuple(part.strip() for part in site.split(","))
-    if not names or set(names) - {"hidden", "ffn", "both"}:
-        raise UsageError(f"--site {site}: expected some of hidden, ffn, both")
+    if not names or set(names) - {"hidden", "ffn", "gate", "both"}:
+        raise UsageError(f"--site {site}: expected some of hidden, ffn, gate, both")
     config = TrainConfig(
         metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
         max_neurons=max_neurons, workers=workers, seed=seed,
