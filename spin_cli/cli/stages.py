@@ -231,9 +231,7 @@ def select(
     ] = SelectConfig.bootstrap,
     control: Annotated[
         Control,
-        typer.Option(
-            "--control", help="Random neurons instead, or probes for shuffled labels too."
-        ),
+        typer.Option("--control", help="Random neurons instead; or shuffled labels beside."),
     ] = SelectConfig.control,
     memory_limit: Annotated[
         float | None,
@@ -298,7 +296,8 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
         [
             [
                 row["layer"], row["site"], row["pooling"], f"{float(row['val_score']):.4f}",
-                *[str(row[name]) for name in extra], f"{float(row['C']):.3g}", str(row[last]), str(row["width"]),
+                *[str(row[name]) for name in extra],
+                f"{float(row['C']):.3g}", str(row[last]), str(row["width"]),
             ]
             for row in best
         ],

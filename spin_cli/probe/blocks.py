@@ -45,7 +45,7 @@ def take_rows(X: Any, rows: NDArray[np.integer[Any]]) -> Any:
     if len(rows) and (np.diff(rows) == 1).all():
         first, last = int(rows[0]), int(rows[-1]) + 1
         if isinstance(X, np.ndarray):
-            return X[first:last]
+            return np.asarray(X[first:last])
 
     def read(part: slice) -> Array:
         chosen = rows[part]

@@ -29,6 +29,13 @@ def part_path(output: Path, rank: int) -> Path:
     return folder_of(output) / f"rank_{rank}.npz"
 
 
+def prepare(output: Path, rank: int) -> None:
+    """Make the folder, and remove what a run that was killed has left of this rank's."""
+    with artifacts.disk_errors(folder_of(output)):
+        folder_of(output).mkdir(parents=True, exist_ok=True)
+        part_path(output, rank).unlink(missing_ok=True)
+
+
 def write_part(path: Path, found: Sequence[Ranking]) -> None:
     """Write a part whole or not at all."""
     arrays: dict[str, Any] = {}
@@ -42,7 +49,6 @@ def write_part(path: Path, found: Sequence[Ranking]) -> None:
     arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
     temporary = path.with_suffix(".tmp")
     with artifacts.disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
             file.flush()

@@ -74,7 +74,8 @@ def select(
     task = Task(
         source, StorageDtype(parent["storage_dtype"]), samples, codes, n_classes, metric, config
     )
-    parts.part_path(output, here.rank).unlink(missing_ok=True)  # of a run that was killed
+    if here.size > 1:
+        parts.prepare(output, here.rank)
     found = _probe_all(features[here.rank :: here.size], task, here, progress)
     if here.size > 1:
         parts.write_part(parts.part_path(output, here.rank), found)
