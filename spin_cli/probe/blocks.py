@@ -52,6 +52,7 @@ def take_rows(X: Any, rows: NDArray[np.integer[Any]]) -> Any:
         if isinstance(X, np.ndarray) or len(chosen) == 0:
             return np.asarray(X[chosen] if len(chosen) else X[0:0])
         low = int(chosen.min())
-        return np.asarray(X[low : int(chosen.max()) + 1])[chosen - low]
+        block: Array = X[low : int(chosen.max()) + 1]
+        return np.asarray(block[chosen - low])
 
     return Blocks(read, (len(rows), X.shape[1]), X.dtype)
