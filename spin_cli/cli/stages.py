@@ -20,6 +20,7 @@ from spin_cli.cli.terminal import (
 from spin_cli.config import (
     DEFAULT_ETAS_TEXT,
     DEFAULT_MAX_LENGTH,
+    Control,
     DataConfig,
     Dtype,
     ExtractConfig,
@@ -30,6 +31,7 @@ from spin_cli.config import (
     SelectConfig,
     Side,
     Site,
+    Solver,
     TrainConfig,
 )
 from spin_cli.errors import UsageError
@@ -221,6 +223,30 @@ def select(
     path_points: Annotated[
         int, typer.Option("--path-points", min=2, help="Penalties tried per probe.")
     ] = SelectConfig.path_points,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Most neurons kept of a matrix.")
+    ] = None,
+    solver: Annotated[
+        Solver, typer.Option("--solver", help="newton, or the paper's recipe for comparison.")
+    ] = SelectConfig.solver,
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            "--bootstrap", min=0, help="Resamples over which each neuron's selection is counted."
+        ),
+    ] = SelectConfig.bootstrap,
+    control: Annotated[
+        Control,
+        typer.Option("--control", help="Random neurons instead; or shuffled labels beside."),
+    ] = SelectConfig.control,
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--memory-limit",
+            min=0.0,
+            help="GB that matrices may take; larger ones are streamed. Default: half of the free.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
     workers: o.Workers = 0,
     force: o.Force = False,
@@ -234,6 +260,11 @@ def select(
         metric=metric,
         etas=numbers("--eta", eta),
         path_points=path_points,
+        solver=solver,
+        top_k=top_k,
+        bootstrap=bootstrap,
+        control=control,
+        memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
         workers=workers,
         seed=seed,
     )
@@ -264,19 +295,27 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
         return
     best = sorted(manifest["scores"], key=lambda row: -float(row["val_score"]))[:8]
     last = list(best[0])[-1]
+    extra = [n for n in ("control", "control_score", "selectivity", "stability") if n in best[0]]
     print_table(
         f"Best of {len(manifest['scores'])} probes, by {manifest['metric']} on val",
-        ["layer", "site", "pooling", manifest["metric"], "C", "neurons", "of"],
+        ["layer", "site", "pooling", manifest["metric"], *extra, "C", "neurons", "of"],
         [
             [
                 row["layer"], row["site"], row["pooling"], f"{float(row['val_score']):.4f}",
+                *[str(row[name]) for name in extra],
                 f"{float(row['C']):.3g}", str(row[last]), str(row["width"]),
             ]
             for row in best
         ],
     )  # fmt: skip
     if unconverged := manifest["counts"]["unconverged"]:
-        say(f"note: {unconverged} probes stopped short of full convergence (see scores.csv)")
+        names = [
+            f"{row['layer']} {row['site']} {row['pooling']}"
+            for row in manifest["scores"]
+            if str(row["converged"]) == "False"
+        ]
+        listed_names = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        say(f"note: {unconverged} probes stopped short of the tolerance: {listed_names}")
     say(f"next: spin train {output}")
 
 
