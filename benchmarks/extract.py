@@ -7,6 +7,8 @@
              the end
 ``bfloat16`` `spin extract --dtype bfloat16` against float32
 ``memory``   peak memory at 5,000 and at 50,000 rows, and against the model's size
+``gpu``      (only where asked for, on a CUDA device) a random model of Llama-3-8B's shape in
+             bfloat16, 256-token texts, both sites, two poolings, against its bare forward pass
 ``dry-run``  what ``--dry-run`` foretells against what is measured
 
     python benchmarks/extract.py --data FOLDER [--only forward,loop] [--model bundled:minilm]
@@ -14,26 +16,37 @@
 
 from __future__ import annotations
 
-import argparse
-import csv
-import gzip
-import json
-import platform
-import resource
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
+# A neighbour of this file is named as a module of the standard library, which it must not shadow.
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
 
-from spin_cli import backbone, extraction
-from spin_cli.backbone.discovery import probe_inputs
-from spin_cli.config import DataConfig, Dtype, ExtractConfig, ModelConfig
+import argparse  # noqa: E402
+import csv  # noqa: E402
+import gzip  # noqa: E402
+import json  # noqa: E402
+import platform  # noqa: E402
+import resource  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from spin_cli import backbone, extraction  # noqa: E402
+from spin_cli.backbone.discovery import probe_inputs  # noqa: E402
+from spin_cli.config import (  # noqa: E402
+    DataConfig,
+    Dtype,
+    ExtractConfig,
+    ModelConfig,
+    Pooling,
+    Site,
+)
 
 Timed = Callable[[], object]
 
@@ -118,7 +131,8 @@ def usual_loop(plan: extraction.Plan, folder: Path) -> Timed:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     texts = [row.text for row in plan.dataset.rows()]
-    ffns = [path for stack in plan.model.layout.stacks for path in stack.ffns]
+    hooks = [hook for stack in plan.model.layout.stacks for hook in stack.sites[Site.FFN]]
+    ffns = [hook.path for hook in hooks if not isinstance(hook, str)]
 
     def pooled(states: torch.Tensor, mask: torch.Tensor) -> list[np.ndarray]:
         kept = mask[:, :, None]
@@ -245,6 +259,35 @@ def measure_dry_run(args: argparse.Namespace, folder: Path) -> None:
         )  # fmt: skip
 
 
+def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
+    """Random weights: what is timed does not depend on them."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+
+    from spin_cli.backbone.resolve import locate
+
+    shape = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
+    )  # fmt: skip
+    small = locate(ModelConfig("bundled:smollm2"))
+    AutoTokenizer.from_pretrained(small.source, **small.arguments).save_pretrained(folder / "8b")
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        LlamaModel(shape).save_pretrained(folder / "8b")
+        torch.set_default_dtype(torch.float32)
+    torch.cuda.empty_cache()
+    data = folder / "long.csv"
+    take_rows(args.data / "imdb" / "train.csv.gz", args.rows or 4096, data)
+    config = ExtractConfig(
+        DataConfig(),
+        ModelConfig(str(folder / "8b"), dtype=Dtype.BFLOAT16, max_length=256),
+        poolings=(Pooling.MEAN, Pooling.LAST),
+    )
+    plan = extraction.plan(data, config)
+    bare, whole, ratio = in_turn(bare_forward(plan), whole_extraction(plan, folder), args.repeats)
+    show("gpu", "Llama-3-8B's shape, random", "IMDb cut at 256 tokens", bare, whole, ratio)
+
+
 def show(what: str, model: str, data: str, one: float, other: float, ratio: float) -> None:
     record(
         what=what, model=model, data=data, seconds=[round(one, 2), round(other, 2)],
@@ -262,13 +305,18 @@ MEASURES = {
     "bfloat16": measure_bfloat16,
     "dry-run": measure_dry_run,
     "memory": measure_memory,
+    "gpu": measure_gpu,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with sst2, edos, imdb")
-    parser.add_argument("--only", default=",".join(MEASURES), help="which measurements")
+    parser.add_argument(
+        "--only",
+        default=",".join(name for name in MEASURES if name != "gpu"),
+        help="which measurements",
+    )
     parser.add_argument("--model", help="default: the bundled models")
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=5)

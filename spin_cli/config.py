@@ -21,7 +21,14 @@ class Site(str, Enum):
     HIDDEN = "hidden"
     """The residual stream after the block."""
     FFN = "ffn"
-    """The vector that enters the FFN's down projection (gated: ``act(gate) * up``)."""
+    """The vector that enters the FFN's down projection (gated: ``act(gate) * up``).
+
+    With a mixture of experts: the sum of these vectors over a token's routed experts, weighted by
+    the router; shared experts are left out."""
+    GATE = "gate"
+    """The output of the FFN's activation function alone; without a gate the same as ``ffn``."""
+    ROUTER = "router"
+    """Each expert's routing weight, 0 where it was not chosen; its mean is the expert's load."""
 
 
 class Pooling(str, Enum):
@@ -73,6 +80,25 @@ class Metric(str, Enum):
     MACRO_F1 = "macro-f1"
     AUROC = "auroc"
     LOG_LOSS = "log-loss"
+
+
+class Solver(str, Enum):
+    """How ``select`` fits its probes."""
+
+    NEWTON = "newton"
+    """A path of penalties, each solved to its optimum (proximal Newton)."""
+    REFERENCE = "reference"
+    """The paper's recipe: saga, five values of C, 16 warm rounds of 4 epochs each."""
+
+
+class Control(str, Enum):
+    """What ``select`` is to be compared with."""
+
+    NONE = "none"
+    RANDOM = "random"
+    """As many neurons of each matrix, drawn at random."""
+    LABELS = "labels"
+    """A second probe of each matrix, for shuffled labels (Hewitt & Liang 2019)."""
 
 
 class Format(str, Enum):
@@ -187,8 +213,17 @@ class SelectConfig:
     tol: float = 1e-4
     """Largest KKT violation accepted, relative to the penalty at which all weights are zero."""
     max_iter: int = 50
+    solver: Solver = Solver.NEWTON
+    top_k: int | None = None
+    """Most neurons kept of one matrix; None: all of non-zero weight."""
+    bootstrap: int = 0
+    """Resamples of the training rows over which selection frequencies are counted."""
+    control: Control = Control.NONE
+    memory_limit: int | None = None
+    """Bytes that matrices may take; None: half of what is free. Decides how many are held at once,
+    and which are streamed; never what is found."""
     workers: int = 0
-    """Processes; 0: one per core."""
+    """Threads; 0: one per core."""
     seed: int = 0
 
 
@@ -198,7 +233,7 @@ class TrainConfig:
 
     metric: Metric | None = None
     """None: the one that ``select`` used."""
-    sites: tuple[str, ...] = ("hidden", "ffn", "both")
+    sites: tuple[str, ...] = ("hidden", "ffn", "gate", "both")
     """Sites to search; ``both`` puts hidden and ffn side by side."""
     etas: tuple[float, ...] = DEFAULT_ETAS
     max_layer: int | None = None

@@ -36,4 +36,7 @@ def count_for(shares: NDArray[np.float64], eta: float) -> int:
     if not len(shares) or shares[-1] <= 0:
         return 0
     # eta = 1 means all, whatever rounding made of the last sums
-    return len(shares) if eta >= 1 else int(np.searchsorted(shares, eta - 1e-12) + 1)
+    if eta >= 1:
+        return len(shares)
+    # an ordering that was cut short may never reach eta: then all that is left of it
+    return min(len(shares), int(np.searchsorted(shares, eta - 1e-12) + 1))

@@ -87,7 +87,7 @@ def save_model(folder, name: str, padding_side: str = "right"):
     return folder
 
 
-def spin_features(folder, texts, wanted_sites=tuple(Site), **options):
+def spin_features(folder, texts, wanted_sites=(Site.HIDDEN, Site.FFN), **options):
     """(layer, site, pooling) -> (n, F), through spin."""
     loaded = backbone.load(ModelConfig(str(folder), **options))
     layout = loaded.layout

@@ -98,7 +98,7 @@ def test_the_selected_rows_alone_give_the_selected_neurons(tmp_path, name, layer
         expected = vectors[:, neurons] if narrows and key[0] == layer else vectors
         torch.testing.assert_close(found[key], expected, rtol=1e-5, atol=1e-5, msg=str(key))
     if narrows:
-        assert isinstance(part.model.get_submodule(stack.ffns[-1]), Nothing)
+        assert isinstance(part.model.get_submodule(stack.sites[Site.FFN][-1].path), Nothing)
         widths = [m.out_features for m in part.model.modules() if type(m) is nn.Linear]
         assert set(widths) & {len(neurons), 2 * len(neurons)}
 

@@ -1,8 +1,8 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
 from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refuse_parts
-from spin_cli.backbone.discovery import Layout, Stack
 from spin_cli.backbone.gathering import MemoryWarning, gather
+from spin_cli.backbone.layout import Layout, Stack, summarise
 from spin_cli.backbone.loading import Backbone, load
 from spin_cli.backbone.reading import Wanted, read, read_states, run_states
 
@@ -22,4 +22,5 @@ __all__ = [
     "read_states",
     "refuse_parts",
     "run_states",
+    "summarise",
 ]

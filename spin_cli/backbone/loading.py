@@ -14,7 +14,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from spin_cli.backbone.discovery import Layout, discover
+from spin_cli.backbone.discovery import discover
+from spin_cli.backbone.layout import Layout
 from spin_cli.backbone.partial import Depth, shorten
 from spin_cli.backbone.resolve import (
     INSTALL_BUNDLED,

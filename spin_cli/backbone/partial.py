@@ -18,7 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from spin_cli.backbone.discovery import NOT_FFN, Stack, probe_inputs
+from spin_cli.backbone.discovery import probe_inputs
+from spin_cli.backbone.finding import NOT_FFN
+from spin_cli.backbone.layout import Hook, Stack
+from spin_cli.config import Site
 from spin_cli.errors import ArtifactError
 
 Depth = int | Mapping[str, int | None] | None
@@ -138,20 +141,23 @@ def narrow(model: nn.Module, stack: Stack, neurons: NDArray[np.integer[Any]]) ->
         False where the model cannot be narrowed, and was left as it was: a block that serves
         several layers, or whose neurons are not computed each from its own rows.
     """
-    if not stack.ffns or len(stack.blocks) != stack.depth or len(neurons) >= stack.ffn_size:
+    hook = stack.sites[Site.FFN][-1]
+    if not isinstance(hook, Hook) or hook.side != "input":
         return False
-    block, down = stack.blocks[-1], stack.ffns[-1]
-    kept = dict(_producers(model, block, down, stack.ffn_size))
+    if len(stack.blocks) != stack.depth or len(neurons) >= hook.width:
+        return False
+    block, down, width = stack.blocks[-1], hook.path, hook.width
+    kept = dict(_producers(model, block, down, width))
     if not kept:
         return False
     kept[down] = model.get_submodule(down)
-    more = np.linspace(0, stack.ffn_size - 1, OTHERS).astype(np.int64)
+    more = np.linspace(0, width - 1, OTHERS).astype(np.int64)
     proof = np.concatenate([neurons, np.setdiff1d(more, neurons)])
     nothing = Nothing(stack.hidden_size, next(model.parameters()).dtype)
     try:
         whole = _trial(model, down)
         for path, module in kept.items():
-            model.set_submodule(path, nothing if path == down else _rows(module, proof, stack))
+            model.set_submodule(path, nothing if path == down else _rows(module, proof, width))
         found = _trial(model, down)
         right = _same(found, whole[..., torch.as_tensor(proof, device=whole.device)])
     except (
@@ -164,7 +170,7 @@ def narrow(model: nn.Module, stack: Stack, neurons: NDArray[np.integer[Any]]) ->
         right = False
     for path, module in kept.items():
         if path != down or not right:
-            model.set_submodule(path, _rows(module, neurons, stack) if right else module)
+            model.set_submodule(path, _rows(module, neurons, width) if right else module)
     return right
 
 
@@ -190,12 +196,12 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def _rows(module: Any, neurons: NDArray[np.integer[Any]], stack: Stack) -> nn.Linear:
+def _rows(module: Any, neurons: NDArray[np.integer[Any]], width: int) -> nn.Linear:
     """A linear layer with the rows of *neurons*, or of both their halves."""
     weight = module.weight.T if _is_conv1d(module) else module.weight
     rows = torch.as_tensor(neurons, dtype=torch.long, device=weight.device)
-    if weight.shape[0] == 2 * stack.ffn_size:
-        rows = torch.cat([rows, rows + stack.ffn_size])
+    if weight.shape[0] == 2 * width:
+        rows = torch.cat([rows, rows + width])
     small = nn.Linear(
         weight.shape[1], len(rows), module.bias is not None, device="meta", dtype=weight.dtype
     )

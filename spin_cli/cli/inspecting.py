@@ -126,12 +126,13 @@ def _show_activations(found: dict[str, Any]) -> None:
     for f in found["features"]:
         layers.setdefault(f["layer"], {}).setdefault(f["site"], []).append(f["pooling"])
         widths[f["layer"], f["site"]] = f["width"]
+    names = list(dict.fromkeys(f["site"] for f in found["features"]))
     rows = [
         [layer, *[f"{widths[layer, s]} × {'/'.join(sites[s])}" if s in sites else "–"
-                  for s in ("hidden", "ffn")]]
+                  for s in names]]
         for layer, sites in layers.items()
     ]  # fmt: skip
-    print_table("Vectors per text", ["layer", "hidden", "ffn"], rows)
+    print_table("Vectors per text", ["layer", *names], rows)
 
 
 def _show_selection(found: dict[str, Any]) -> None:

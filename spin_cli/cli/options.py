@@ -110,7 +110,7 @@ Storage = Annotated[
         "--storage-dtype", help="Number type on the disk; default float16 where a trial fits."
     ),
 ]
-Sites = Annotated[str, typer.Option("--site", help="Where to read: hidden, ffn.")]
+Sites = Annotated[str, typer.Option("--site", help="Where to read: hidden, ffn, gate, router.")]
 Poolings = Annotated[
     str | None,
     typer.Option(

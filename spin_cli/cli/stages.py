@@ -20,6 +20,7 @@ from spin_cli.cli.terminal import (
 from spin_cli.config import (
     DEFAULT_ETAS_TEXT,
     DEFAULT_MAX_LENGTH,
+    Control,
     DataConfig,
     Dtype,
     ExtractConfig,
@@ -30,6 +31,7 @@ from spin_cli.config import (
     SelectConfig,
     Side,
     Site,
+    Solver,
     TrainConfig,
 )
 from spin_cli.errors import UsageError
@@ -166,6 +168,7 @@ def show_estimate(found: dict[str, Any], json: bool) -> None:
             ["disk", human_bytes(found["disk_bytes"])],
             ["memory", f"about {human_bytes(found['memory_bytes'])}"],
             ["time", f"about {human_seconds(found['seconds'])}"],
+            *[[site, points] for site, points in found["hookpoints"].items()],
         ],
     )
 
@@ -176,6 +179,11 @@ def show_extracted(manifest: dict[str, Any], output: Path, json: bool) -> None:
     if json:
         print_json({"stage": "extract", "output": output, "counts": counts, "log": log})
         return
+    from spin_cli.extraction import hookpoints
+
+    pairs = [(feature["site"], feature["hookpoint"]) for feature in manifest["features"]]
+    for name, points in hookpoints(pairs).items():
+        say(f"{name} read at {points}")
     for warning in manifest["warnings"]:
         say(f"note: {warning}")
     if counts["truncated"]:
@@ -215,6 +223,30 @@ def select(
     path_points: Annotated[
         int, typer.Option("--path-points", min=2, help="Penalties tried per probe.")
     ] = SelectConfig.path_points,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Most neurons kept of a matrix.")
+    ] = None,
+    solver: Annotated[
+        Solver, typer.Option("--solver", help="newton, or the paper's recipe for comparison.")
+    ] = SelectConfig.solver,
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            "--bootstrap", min=0, help="Resamples over which each neuron's selection is counted."
+        ),
+    ] = SelectConfig.bootstrap,
+    control: Annotated[
+        Control,
+        typer.Option("--control", help="Random neurons instead; or shuffled labels beside."),
+    ] = SelectConfig.control,
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--memory-limit",
+            min=0.0,
+            help="GB that matrices may take; larger ones are streamed. Default: half of the free.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
     workers: o.Workers = 0,
     force: o.Force = False,
@@ -228,6 +260,11 @@ def select(
         metric=metric,
         etas=numbers("--eta", eta),
         path_points=path_points,
+        solver=solver,
+        top_k=top_k,
+        bootstrap=bootstrap,
+        control=control,
+        memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
         workers=workers,
         seed=seed,
     )
@@ -258,19 +295,27 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
         return
     best = sorted(manifest["scores"], key=lambda row: -float(row["val_score"]))[:8]
     last = list(best[0])[-1]
+    extra = [n for n in ("control", "control_score", "selectivity", "stability") if n in best[0]]
     print_table(
         f"Best of {len(manifest['scores'])} probes, by {manifest['metric']} on val",
-        ["layer", "site", "pooling", manifest["metric"], "C", "neurons", "of"],
+        ["layer", "site", "pooling", manifest["metric"], *extra, "C", "neurons", "of"],
         [
             [
                 row["layer"], row["site"], row["pooling"], f"{float(row['val_score']):.4f}",
+                *[str(row[name]) for name in extra],
                 f"{float(row['C']):.3g}", str(row[last]), str(row["width"]),
             ]
             for row in best
         ],
     )  # fmt: skip
     if unconverged := manifest["counts"]["unconverged"]:
-        say(f"note: {unconverged} probes stopped short of full convergence (see scores.csv)")
+        names = [
+            f"{row['layer']} {row['site']} {row['pooling']}"
+            for row in manifest["scores"]
+            if str(row["converged"]) == "False"
+        ]
+        listed_names = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        say(f"note: {unconverged} probes stopped short of the tolerance: {listed_names}")
     say(f"next: spin train {output}")
 
 
@@ -281,8 +326,8 @@ def train(
     ] = None,
     metric: o.ChooseBy = None,
     site: Annotated[
-        str, typer.Option("--site", help="Sites to search: hidden, ffn, both.")
-    ] = "hidden,ffn,both",
+        str, typer.Option("--site", help="Sites to search: hidden, ffn, gate, both.")
+    ] = "hidden,ffn,gate,both",
     eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = DEFAULT_ETAS_TEXT,
     max_layer: Annotated[
         int | None, typer.Option("--max-layer", min=0, help="Deepest layer allowed.")
@@ -302,8 +347,8 @@ def train(
     Example: `spin train run/selection`
     """
     names = tuple(part.strip() for part in site.split(","))
-    if not names or set(names) - {"hidden", "ffn", "both"}:
-        raise UsageError(f"--site {site}: expected some of hidden, ffn, both")
+    if not names or set(names) - {"hidden", "ffn", "gate", "both"}:
+        raise UsageError(f"--site {site}: expected some of hidden, ffn, gate, both")
     config = TrainConfig(
         metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
         max_neurons=max_neurons, workers=workers, seed=seed,

@@ -1,7 +1,7 @@
 """Stage 1: from texts to the activations of every layer, in HDF5."""
 
 from spin_cli.extraction.forecast import estimate
-from spin_cli.extraction.planning import Plan, choose_features, parse_layers, plan
+from spin_cli.extraction.planning import Plan, choose_features, hookpoints, parse_layers, plan
 from spin_cli.extraction.stage import extract, run
 from spin_cli.extraction.windows import compute_window
 
@@ -11,6 +11,7 @@ __all__ = [
     "compute_window",
     "estimate",
     "extract",
+    "hookpoints",
     "parse_layers",
     "plan",
     "run",

@@ -9,7 +9,7 @@ from typing import Any
 
 from spin_cli import activations, backbone
 from spin_cli.backbone import Encoded
-from spin_cli.extraction.planning import Plan, sample_rows
+from spin_cli.extraction.planning import Plan, hookpoints, sample_rows
 from spin_cli.extraction.windows import read_rows_into
 
 PATIENCE = 20.0
@@ -41,6 +41,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "seconds": round(seconds_per_token(plan, encoded) * tokens * scale, 1),
         "memory_bytes": peak_bytes() + BUFFERS * plan.window_rows * plan.row_bytes,
         "features": len(plan.features),
+        "hookpoints": hookpoints([(f.site.value, f.hookpoint) for f in plan.features]),
         "window_rows": plan.window_rows,
         "storage_dtype": plan.storage_dtype,
         "notes": list(plan.notes),

@@ -95,18 +95,31 @@ def choose_features(model: Backbone, config: ExtractConfig) -> tuple[Feature, ..
     """Every (layer, site, pooling) that *config* asks for and the model has."""
     layout = model.layout
     layers = parse_layers(config.layers, layout.layers)
-    if Site.FFN in config.sites and not any(layout.width(name, Site.FFN) for name in layout.layers):
-        raise ModelError(
-            f"{config.model.model}: no feed-forward layer that can be read was found in its blocks",
-            "Give --site hidden.",
-        )
+    for site in config.sites:
+        for layer in layers:
+            if problem := layout.problem(layer, site):
+                raise ModelError(
+                    f"{config.model.model}: {layer} {site.value}: {problem}",
+                    "Give --site hidden, or --layers without this one.",
+                )
+    sites = list(config.sites)
+    if Site.FFN in sites and Site.ROUTER not in sites:
+        sites.append(Site.ROUTER)  # only the layers that have experts have it
     return tuple(
         Feature(layer, site, pooling, layout.width(layer, site), layout.hookpoint(layer, site))
         for layer in layers
-        for site in config.sites
+        for site in sites
         if layout.width(layer, site)
-        for pooling in config.poolings or ()
+        for pooling in ((Pooling.MEAN,) if site is Site.ROUTER else config.poolings or ())
     )
+
+
+def hookpoints(found: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Where each site is read, alike module paths written as one, from (site, hookpoint) pairs."""
+    by_site: dict[str, dict[str, None]] = {}
+    for site, point in found:
+        by_site.setdefault(site, {})[point] = None
+    return {site: ", ".join(backbone.summarise(list(points))) for site, points in by_site.items()}
 
 
 def parse_layers(text: str | None, names: Sequence[str]) -> list[str]:

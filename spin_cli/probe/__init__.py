@@ -5,17 +5,22 @@
     standardise -> Standardised        features with mean 0 and standard deviation 1
     fit, fit_path -> Fit, Path         one optimum; a warm-started path and the choice of a point
     predict_proba, fold_back           probabilities; weights for raw features
+    rank_neurons -> Ranking            all of it for one matrix, on given rows
 """
 
+from spin_cli.probe.blocks import Blocks, take_rows
 from spin_cli.probe.logistic import balanced_weights, fit, lambda_max
 from spin_cli.probe.path import fit_path
+from spin_cli.probe.ranking import Ranking, rank_neurons
 from spin_cli.probe.results import ConvergenceWarning, Fit, Path, fold_back, predict_proba
 from spin_cli.probe.standard import Standardised, standardise
 
 __all__ = [
+    "Blocks",
     "ConvergenceWarning",
     "Fit",
     "Path",
+    "Ranking",
     "Standardised",
     "balanced_weights",
     "fit",
@@ -23,5 +28,7 @@ __all__ = [
     "fold_back",
     "lambda_max",
     "predict_proba",
+    "rank_neurons",
     "standardise",
+    "take_rows",
 ]

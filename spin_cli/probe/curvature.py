@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.probe.problem import F64, Problem
+from spin_cli.probe.standard import row_blocks
 
 Array = NDArray[Any]
 Index = NDArray[np.intp]
@@ -45,9 +46,12 @@ class Columns:
             grown[: self.count] = self.data
             self._buffer = grown
         step = max(64, 2**15 // len(new))  # small blocks transpose within the cache
-        for start in range(0, self.X.shape[0], step):
-            rows = slice(start, start + step)
-            self._buffer[self.count : need, rows] = self.X[rows].take(new, 1).T
+        for rows in row_blocks(*self.X.shape):  # large ones read well where X is streamed
+            block = self.X[rows]
+            for start in range(0, len(block), step):
+                part = block[start : start + step].take(new, 1).T
+                at = rows.start + start
+                self._buffer[self.count : need, at : at + part.shape[1]] = part
         self.row_of[new] = np.arange(self.count, need)
         self.count = need
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.errors import DataError
+from spin_cli.probe.blocks import Blocks
 from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.results import ConvergenceWarning, Fit
 from spin_cli.probe.solver import Solver
@@ -152,9 +153,10 @@ def check_data(
     X: NDArray[Any], y: NDArray[Any], n_classes: int, sample_weight: NDArray[Any] | None
 ) -> tuple[NDArray[Any], NDArray[np.intp], F64]:
     """Arrays of the right types, or a `DataError`."""
-    if X.dtype not in (np.float32, np.float64):
-        X = X.astype(np.float32)
-    X = np.ascontiguousarray(X)
+    if not isinstance(X, Blocks):
+        if X.dtype not in (np.float32, np.float64):
+            X = X.astype(np.float32)
+        X = np.ascontiguousarray(X)
     y = np.asarray(y)
     if X.ndim != 2 or y.shape != (X.shape[0],) or len(y) == 0:
         raise DataError(f"features {X.shape} and labels {y.shape} do not belong together")

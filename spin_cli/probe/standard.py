@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.errors import DataError
+from spin_cli.probe.blocks import Blocks
 
 BLOCK_BYTES = 4 * 2**20
 """Rows are upcast to float64 in blocks of about this size, so that they stay in the cache."""
@@ -19,7 +20,7 @@ class Standardised:
     """Training rows with mean 0 and standard deviation 1, and what it takes to do others alike."""
 
     X: NDArray[np.float32]
-    """(N, d_kept), C-contiguous."""
+    """(N, d_kept), C-contiguous; `Blocks` that stand for it where it was to be streamed."""
     mean: NDArray[np.float64]
     """(d,), of the raw columns."""
     scale: NDArray[np.float64]
@@ -40,7 +41,7 @@ class Standardised:
         return _apply(X, self.mean, self.scale, self.kept)
 
 
-def standardise(X: NDArray[Any]) -> Standardised:
+def standardise(X: Any, *, stream: bool = False) -> Standardised:
     """Standardise the columns of ``X``, leaving out those that are constant.
 
     Parameters
@@ -48,6 +49,7 @@ def standardise(X: NDArray[Any]) -> Standardised:
     X : (N, d), float16, float32 or float64
         Anything sliced by rows that gives such arrays will do, an HDF5 dataset too: rows are read
         in blocks, twice, and never upcast as a whole.
+    stream : make rows of the result anew each time they are asked for, from ``X``, and hold none
 
     Raises
     ------
@@ -73,6 +75,13 @@ def standardise(X: NDArray[Any]) -> Standardised:
     kept = np.flatnonzero(sd > noise * np.abs(mean))
     scale = np.ones_like(sd)
     scale[kept] = sd[kept]
+    if stream:
+        rows = Blocks(
+            lambda part: _apply(X[part], mean, scale, kept),
+            (X.shape[0], len(kept)),
+            np.dtype(np.float32),
+        )
+        return Standardised(cast(NDArray[np.float32], rows), mean, scale, kept)
     return Standardised(_apply(X, mean, scale, kept), mean, scale, kept)
 
 

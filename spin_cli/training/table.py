@@ -17,7 +17,12 @@ from spin_cli.config import Pooling, Site, StorageDtype
 from spin_cli.errors import ArtifactError
 
 MASKS = "masks.h5"
-SITES = {"hidden": (Site.HIDDEN,), "ffn": (Site.FFN,), "both": (Site.HIDDEN, Site.FFN)}
+SITES = {
+    "hidden": (Site.HIDDEN,),
+    "ffn": (Site.FFN,),
+    "gate": (Site.GATE,),
+    "both": (Site.HIDDEN, Site.FFN),
+}
 
 
 @dataclass(frozen=True)

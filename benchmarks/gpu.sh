@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Every check and figure that needs a GPU, in one go:  benchmarks/gpu.sh DATA [OUT]
+# DATA holds sst2, edos and imdb (see README.md); figures go to OUT (default gpu-figures) and stdout.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=$1
+out=${2:-gpu-figures}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+"$python" -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"; print(torch.cuda.get_device_name())' |
+    tee "$out/device.txt"
+"$python" -m pytest tests/test_gpu.py -m gpu | tee "$out/tests.txt"
+"$python" benchmarks/extract.py --data "$data" --only gpu | tee "$out/extract-8b.jsonl"
+"$python" benchmarks/extract.py --data "$data" --only forward,loop,bfloat16 | tee "$out/extract.jsonl"

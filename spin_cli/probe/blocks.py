@@ -1,0 +1,58 @@
+"""Matrices that are made block by block on demand, for those that do not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix that only ever exists a block of rows at a time.
+
+    The solver touches X by slices of rows alone, so this serves in the place of an array.
+    """
+
+    read: Callable[[slice], Array]
+    """Rows start to stop, (stop - start, d); the slice has both and no step."""
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Always 2."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Array:
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.read(slice(start, stop))
+
+
+def take_rows(X: Any, rows: NDArray[np.integer[Any]]) -> Any:
+    """The *rows* of ``X`` (an array or `Blocks`): a view if they follow one another, else `Blocks`.
+
+    A copy of the whole would double what one matrix takes.
+    """
+    if len(rows) and (np.diff(rows) == 1).all():
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if isinstance(X, np.ndarray):
+            return np.asarray(X[first:last])
+
+    def read(part: slice) -> Array:
+        chosen = rows[part]
+        if isinstance(X, np.ndarray) or len(chosen) == 0:
+            return np.asarray(X[chosen] if len(chosen) else X[0:0])
+        low = int(chosen.min())
+        block: Array = X[low : int(chosen.max()) + 1]
+        return np.asarray(block[chosen - low])
+
+    return Blocks(read, (len(rows), X.shape[1]), X.dtype)

@@ -1,0 +1,194 @@
+"""One matrix, one probe: fitted to given rows, chosen on others, its neurons ranked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import mask
+from spin_cli.config import Control, SelectConfig, Solver
+from spin_cli.errors import DataError
+from spin_cli.probe.blocks import take_rows
+from spin_cli.probe.logistic import fit
+from spin_cli.probe.path import fit_path
+from spin_cli.probe.reference import fit_reference
+from spin_cli.probe.results import ConvergenceWarning, Fit, Path, fold_back
+from spin_cli.probe.standard import Standardised, standardise
+
+Score = Callable[[NDArray[Any], NDArray[np.float64]], float]
+RESAMPLE, SHUFFLE, DRAW = 1, 2, 3
+"""Tell the uses of one seed apart."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What one probe scored, and its neurons in the order of their importance."""
+
+    C: float
+    val_score: float
+    kkt: float
+    converged: bool
+    neurons: NDArray[np.int32]
+    """(n,) most important first; those of zero weight are left out."""
+    importance: NDArray[np.float64]
+    """(n,) squared weights on standardised features, summed over classes."""
+    cumulative: NDArray[np.float64]
+    """(n,) share of the importance of all neurons that the first 1, 2, … reach."""
+    class_importance: NDArray[np.float32]
+    """(K, n) the importance for each column of logits."""
+    coef: NDArray[np.float32]
+    """(K, F) on raw features."""
+    intercept: NDArray[np.float64]
+    frequency: NDArray[np.float32] | None = None
+    """(F,) share of the bootstrap resamples in which a neuron's weight is not zero."""
+    control_score: float | None = None
+    """Validation score of a probe that was made the same way for shuffled labels."""
+
+
+def rank_neurons(
+    X: Any,
+    y: NDArray[np.integer[Any]],
+    train: NDArray[np.integer[Any]],
+    val: NDArray[np.integer[Any]],
+    n_classes: int,
+    *,
+    score: Score,
+    config: SelectConfig,
+    stream: bool = False,
+    key: int = 0,
+) -> Ranking:
+    """Fit a probe to the *train* rows, choose its C on the *val* rows, and rank its neurons.
+
+    Parameters
+    ----------
+    X : (N, F), an array or `Blocks`, raw features
+    y : (N,), integers from 0 to n_classes - 1
+    train, val : row numbers; a fold's rows will do
+    score : of ``(y, probabilities (M, n_classes))``; higher is better
+    stream : never hold the standardised training rows whole; the neurons are the same
+    key : tells matrices apart that share ``config.seed``, for ``--control random``
+
+    Warns
+    -----
+    ConvergenceWarning
+        Where a tolerance was not reached; `Ranking.converged` is False if it was the probe's own.
+    """
+    standard = standardise(take_rows(X, train), stream=stream)
+    if not len(standard.kept):  # layer 0's first token, say, is the same in every text
+        found = _nothing(X.shape[1], y[train], y[val], n_classes, score)
+        if config.bootstrap:
+            found = replace(found, frequency=np.zeros(X.shape[1], np.float32))
+        if config.control is Control.LABELS:
+            found = replace(found, control_score=found.val_score)
+        return found
+    X_val = standard.transform(take_rows(X, val))
+    path = _path(standard, y[train], X_val, y[val], n_classes, score, config)
+    best = path.fits[path.best]
+    found = _ranked(best, path.scores[path.best], standard, config.top_k)
+    if config.bootstrap:
+        frequency = _frequency(best, standard, y[train], n_classes, config)
+        found = replace(found, frequency=frequency)
+    if config.control is Control.RANDOM:
+        rng = np.random.default_rng([config.seed, DRAW, key])
+        drawn = rng.permutation(standard.kept)[: len(found.neurons)].astype(np.int32)
+        found = replace(found, neurons=drawn)
+    if config.control is Control.LABELS:
+        rng = np.random.default_rng([config.seed, SHUFFLE])
+        shuffled = rng.permutation(y[train]), rng.permutation(y[val])
+        other = _path(standard, shuffled[0], X_val, shuffled[1], n_classes, score, config)
+        found = replace(found, control_score=other.scores[other.best])
+    return found
+
+
+def _path(
+    standard: Standardised,
+    y: NDArray[Any],
+    X_val: NDArray[np.float32],
+    y_val: NDArray[Any],
+    n_classes: int,
+    score: Score,
+    config: SelectConfig,
+) -> Path:
+    if config.solver is Solver.REFERENCE:
+        if len(np.unique(y)) < n_classes:
+            raise DataError(
+                "the reference recipe needs training rows of every class",
+                "Leave --solver reference out, or bring rows of every class.",
+            )
+        return fit_reference(
+            np.asarray(standard.X[0 : len(standard.X)]), y, X_val, y_val, n_classes, score=score,
+            seed=config.seed,
+        )  # fmt: skip
+    return fit_path(
+        standard.X, y, X_val, y_val, n_classes, score=score, points=config.path_points,
+        ratio=config.path_ratio, tol=config.tol, max_iter=config.max_iter,
+    )  # fmt: skip
+
+
+def _ranked(best: Fit, val_score: float, standard: Standardised, top_k: int | None) -> Ranking:
+    values = mask.importance(best.coef)
+    order = mask.order(values)
+    shares = mask.cumulative(values[order])
+    order, shares = order[:top_k], shares[:top_k]
+    coef, intercept = fold_back(best, standard)
+    return Ranking(
+        C=best.C,
+        val_score=val_score,
+        kkt=best.kkt,
+        converged=best.converged,
+        neurons=standard.kept[order].astype(np.int32),
+        importance=values[order],
+        cumulative=shares,
+        class_importance=(best.coef[:, order] ** 2).astype(np.float32),
+        coef=coef,
+        intercept=intercept,
+    )
+
+
+def _frequency(
+    best: Fit, standard: Standardised, y: NDArray[Any], n_classes: int, config: SelectConfig
+) -> NDArray[np.float32]:
+    """How often each neuron is selected at the chosen C, over resamples of the training rows.
+
+    A resample is a count per row, given to the solver as weights: no row is copied, and the fit to
+    all rows is where each starts. The same resamples serve every matrix.
+    """
+    counts = np.zeros(len(standard.mean))
+    for turn in range(config.bootstrap):
+        rng = np.random.default_rng([config.seed, RESAMPLE, turn])
+        weight = np.bincount(rng.integers(0, len(y), len(y)), minlength=len(y))
+        with warnings.catch_warnings():
+            # That a neuron is in or out is settled long before the last digits are.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            again = fit(
+                standard.X, y, n_classes, l1=1.0 / best.C, sample_weight=weight, init=best,
+                tol=config.tol, max_iter=config.max_iter,
+            )  # fmt: skip
+        counts[standard.kept] += again.coef.any(0)
+    return (counts / config.bootstrap).astype(np.float32)
+
+
+def _nothing(
+    width: int, y: NDArray[Any], y_val: NDArray[Any], n_classes: int, score: Score
+) -> Ranking:
+    """The probe of a matrix whose every column is constant: the classes' shares."""
+    shares = np.bincount(y, minlength=n_classes) / len(y)
+    outputs = 1 if n_classes == 2 else n_classes
+    odds = np.log(np.maximum(shares, 1e-12))
+    return Ranking(
+        C=0.0,
+        val_score=score(y_val, np.tile(shares, (len(y_val), 1))),
+        kkt=0.0,
+        converged=True,
+        neurons=np.zeros(0, np.int32),
+        importance=np.zeros(0),
+        cumulative=np.zeros(0),
+        class_importance=np.zeros((outputs, 0), np.float32),
+        coef=np.zeros((outputs, width), np.float32),
+        intercept=odds[1:] - odds[:1] if n_classes == 2 else odds,
+    )

@@ -1,0 +1,202 @@
+"""The stage: fits a probe to every matrix, side by side, and writes what they found."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from spin_cli import activations, artifacts, metrics, probe, ranks
+from spin_cli.activations import DISK_DTYPES, Feature, Samples
+from spin_cli.config import Metric, Progress, SelectConfig, StorageDtype, quiet
+from spin_cli.errors import ArtifactError, DataError
+from spin_cli.probe import Blocks, Ranking
+from spin_cli.ranks import Ranks
+from spin_cli.selection import files, memory, parts
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every probe has to know."""
+
+    source: Path
+    dtype: StorageDtype
+    samples: Samples
+    codes: NDArray[np.int64]
+    n_classes: int
+    metric: Metric
+    config: SelectConfig
+
+
+def select(
+    source: Path,
+    output: Path,
+    config: SelectConfig,
+    *,
+    force: bool = False,
+    progress: Progress = quiet,
+) -> dict[str, Any]:
+    """Fit a probe to every matrix in the activations folder *source* and write the masks.
+
+    Under PyTorch's launcher the ranks take turns over the matrices and rank 0 joins what they
+    found; the result is the same to the byte.
+
+    Returns
+    -------
+    dict
+        The manifest; under ``scores`` the rows of ``scores.csv``, under ``log`` the time taken.
+
+    Raises
+    ------
+    ArtifactError
+        *source* is not a whole activations folder, or *output* is in the way.
+    DataError
+        There are no validation rows to choose by.
+    """
+    started = time.time()
+    here = ranks.current()
+    parent = artifacts.read_manifest(source, "activations")
+    artifacts.check_vacant(output, force=force)
+    samples, codes = read_labels(source, parent)
+    n_classes = len(parent["classes"])
+    metric = config.metric or default_metric(codes[samples.rows("train")], n_classes)
+    features = activations.features_of(parent)
+    task = Task(
+        source, StorageDtype(parent["storage_dtype"]), samples, codes, n_classes, metric, config
+    )
+    if here.size > 1:
+        parts.prepare(output, here.rank)
+    found = _probe_all(features[here.rank :: here.size], task, here, progress)
+    if here.size > 1:
+        parts.write_part(parts.part_path(output, here.rank), found)
+        here.wait()
+        if not here.first:
+            here.wait()
+            manifest = artifacts.read_manifest(output, "selection")
+            log = {"seconds": round(time.time() - started, 2)}
+            return manifest | {"scores": files.read_scores(output), "log": log}
+        found = _gather(output, len(features), here)
+    with artifacts.building(output, force=force) as folder:
+        rows = files.write(folder, list(zip(features, found, strict=True)), config)
+        content = {
+            "request": request_of(parent, config),
+            "parent": artifacts.parent_entry(output, source, parent),
+            "metric": metric,
+            "classes": parent["classes"],
+            "counts": {"probes": len(found), "unconverged": sum(not p.converged for p in found)},
+        }
+        manifest = artifacts.write_manifest(folder, "selection", content)
+        log = {"seconds": round(time.time() - started, 2)}
+        artifacts.write_log(folder, log)
+    shutil.rmtree(parts.folder_of(output), ignore_errors=True)
+    here.wait()
+    return manifest | {"scores": rows, "log": log}
+
+
+def request_of(parent: dict[str, Any], config: SelectConfig) -> dict[str, Any]:
+    """What decides a selection: the activations and the options, but not how the work is done."""
+    options = artifacts.to_plain(config)
+    for name in ("workers", "memory_limit"):
+        options.pop(name)
+    return {"parent": parent["fingerprint"], "options": options}
+
+
+def read_labels(source: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArray[np.int64]]:
+    """The samples of an activations folder, and each row's class code.
+
+    Raises
+    ------
+    ArtifactError
+        A label that the manifest does not list, or another number of rows.
+    DataError
+        No validation rows.
+    """
+    samples = activations.read_samples(source)
+    codes_of = {name: code for code, name in enumerate(manifest["classes"])}
+    unknown = set(samples.labels) - set(codes_of)
+    if unknown or len(samples.labels) != manifest["counts"]["rows"]:
+        raise ArtifactError(f"{source / activations.SAMPLES}: does not agree with the manifest")
+    if not len(samples.rows("val")):
+        raise DataError(
+            f"{source}: no validation rows, and every choice is made on them",
+            "Extract again with a val file, or with --val-fraction above 0.",
+        )
+    return samples, np.array([codes_of[label] for label in samples.labels], np.int64)
+
+
+def default_metric(codes: NDArray[np.int64], n_classes: int) -> Metric:
+    """Macro-F1 where the rarest class has less than half of an equal share, else accuracy."""
+    counts = np.bincount(codes, minlength=n_classes)
+    return Metric.MACRO_F1 if counts.min() < 0.5 * counts.mean() else Metric.ACCURACY
+
+
+def _gather(output: Path, count: int, here: Ranks) -> list[Ranking]:
+    """All ranks' parts, in the order of the features."""
+    found: list[Ranking | None] = [None] * count
+    for rank in range(here.size):
+        part = parts.read_part(parts.part_path(output, rank))
+        if len(part) != len(range(rank, count, here.size)):
+            raise ArtifactError(f"{parts.part_path(output, rank)}: not all of the rank's probes")
+        found[rank :: here.size] = part
+    return [item for item in found if item is not None]
+
+
+def _probe_all(
+    features: Sequence[Feature], task: Task, here: Ranks, progress: Progress
+) -> list[Ranking]:
+    """Fit the probes side by side, each on one core (so results do not depend on how many)."""
+    threads, streamed = memory.plan(features, len(task.codes), task.config, here.local_size)
+
+    def one(feature: Feature) -> Ranking:
+        return _probe_one(feature, task, stream=feature in streamed)
+
+    done: list[Ranking] = []
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", probe.ConvergenceWarning)  # counted in the manifest
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for result in pool.map(one, features):
+                    done.append(result)
+                    progress("select", len(done), len(features))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return done
+
+
+def _probe_one(feature: Feature, task: Task, *, stream: bool) -> Ranking:
+    rows = len(task.codes)
+    if stream:
+        matrix: Any = _on_disk(feature, task)
+    else:
+        matrix = activations.read_matrix(task.source, feature, rows, task.dtype)
+    return probe.rank_neurons(
+        matrix,
+        task.codes,
+        task.samples.rows("train"),
+        task.samples.rows("val"),
+        task.n_classes,
+        score=metrics.score_function(task.metric),
+        config=task.config,
+        stream=stream,
+        key=zlib.crc32(f"{feature.layer}{feature.dataset}".encode()),
+    )
+
+
+def _on_disk(feature: Feature, task: Task) -> Blocks:
+    def read(rows: slice) -> NDArray[Any]:
+        count = rows.stop - rows.start
+        return activations.read_matrix(task.source, feature, count, task.dtype, rows.start)
+
+    dtype = np.float16 if DISK_DTYPES[task.dtype] == np.float16 else np.float32
+    return Blocks(read, (len(task.codes), feature.width), np.dtype(dtype))
