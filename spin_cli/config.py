@@ -73,6 +73,13 @@ class Side(str, Enum):
     LEFT = "left"
 
 
+class Bits(str, Enum):
+    """Few-bit numbers that weights are rounded to when they are loaded."""
+
+    EIGHT = "8bit"
+    FOUR = "4bit"
+
+
 class Metric(str, Enum):
     """Scores that a choice can be made by; higher is better for each (log loss is negated)."""
 
@@ -180,6 +187,18 @@ class ModelConfig:
     """Share of a window that it has in common with the next one; for ``long=window``."""
     prompt_template: str | None = None
     """Text with one ``{text}`` in it."""
+    special_tokens: bool = True
+    """Add the special tokens that the tokenizer puts around every text."""
+    chat: bool = False
+    """Read texts as user messages of the model's own chat; becomes a ``prompt_template``."""
+    system_prompt: str | None = None
+    """System message before them."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter that was trained on the model."""
+    bits: Bits | None = None
+    """Round the weights as they are loaded (bitsandbytes)."""
+    device_map: str | None = None
+    """``auto``: spread over all GPUs, main memory and disk (accelerate)."""
     batch_tokens: int | None = None
     """Tokens in one batch; None: by device."""
 
@@ -255,6 +274,10 @@ class PredictConfig:
     output_format: OutputFormat = OutputFormat.JSONL
     model: str | None = None
     """Where the model lies now, if not where the head says; its hash has to agree."""
+    adapter: str | None = None
+    """The same for its adapter."""
+    device_map: str | None = None
+    """``auto``: spread over all GPUs, main memory and disk."""
     dtype: Dtype = Dtype.AUTO
     device: str = "auto"
     batch_tokens: int | None = None

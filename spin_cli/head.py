@@ -244,6 +244,11 @@ def _checked_reading(config: Any) -> dict[str, Any]:
     overlap = reading["overlap"]
     if type(overlap) is not float or not 0.0 <= overlap <= MAX_OVERLAP:
         raise ValueError(f"overlap: {overlap!r} is not a share from 0 to {MAX_OVERLAP}")
+    for name in ("chat", "special_tokens"):
+        if type(reading[name]) is not bool:
+            raise ValueError(f"{name}: expected true or false")
+    if type(reading["adapter"]) not in (str, type(None)):
+        raise ValueError("adapter: expected a path")
     if type(reading["revision"]) not in (str, type(None)) or type(reading["model"]) is not str:
         raise ValueError("model, revision: expected text")
     return reading

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from spin_cli.backbone.loading import Backbone
+from spin_cli.backbone.prompting import Tokens, tokenise
 from spin_cli.config import Long, Side
 from spin_cli.errors import DataError
 
@@ -48,6 +49,8 @@ class Encoded:
 def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> list[Encoded]:
     """Tokenise *texts*, special tokens included; longer ones than the limit as the options say.
 
+    Of a text that is cut, the special tokens and the prompt template stay whole.
+
     Raises
     ------
     DataError
@@ -55,11 +58,8 @@ def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> l
         of the first text, for the message.
     """
     options = backbone.options
-    if options.prompt_template is not None:
-        texts = [options.prompt_template.replace("{text}", text) for text in texts]
-    backbone.tokenizer.truncation_side = options.truncation_side.value
-    rows = backbone.tokenizer(list(texts), add_special_tokens=True, verbose=False)["input_ids"]
-    return [_fit(backbone, ids, first_row + offset) for offset, ids in enumerate(rows)]
+    rows = tokenise(backbone.tokenizer, options, texts)
+    return [_fit(backbone, tokens, first_row + offset) for offset, tokens in enumerate(rows)]
 
 
 def refuse_parts(encoded: Sequence[Encoded]) -> None:
@@ -72,9 +72,10 @@ def refuse_parts(encoded: Sequence[Encoded]) -> None:
             )
 
 
-def _fit(backbone: Backbone, ids: list[int], row: int) -> Encoded:
+def _fit(backbone: Backbone, tokens: Tokens, row: int) -> Encoded:
     """Bring one text to the limit."""
     limit, long = backbone.max_length, backbone.options.long
+    ids, head, tail = tokens.ids, tokens.head, tokens.tail
     if not ids:
         raise DataError(f"row {row}: the text has no tokens")
     if len(ids) <= limit:
@@ -84,26 +85,17 @@ def _fit(backbone: Backbone, ids: list[int], row: int) -> Encoded:
             f"row {row}: {len(ids)} tokens, the limit is {limit}",
             "Give --long truncate or window, or a larger --max-length if the model can take it.",
         )
-    head, tail = _ends(backbone, ids)
     room = limit - head - tail
     if room < 1:
         raise DataError(
-            f"row {row}: special tokens alone take {head + tail} of {limit} tokens",
-            "Give a larger --max-length.",
+            f"row {row}: special tokens and template alone take {head + tail} of {limit} tokens",
+            "Give a larger --max-length or a shorter template.",
         )
     if long is Long.WINDOW:
         return Encoded(ids, False, split(ids, head, tail, room, backbone.options.overlap))
     body = ids[head : len(ids) - tail]
     kept = body[:room] if backbone.options.truncation_side is Side.RIGHT else body[-room:]
     return Encoded([*ids[:head], *kept, *ids[len(ids) - tail :]], True)
-
-
-def _ends(backbone: Backbone, ids: list[int]) -> tuple[int, int]:
-    """Special tokens at the head and at the tail of a text: they stay when it is cut."""
-    special = set(backbone.tokenizer.all_special_ids)
-    head = next((i for i, token in enumerate(ids) if token not in special), 0)
-    tail = next((i for i, token in enumerate(reversed(ids)) if token not in special), 0)
-    return head, tail
 
 
 def split(ids: list[int], head: int, tail: int, room: int, overlap: float) -> tuple[Part, ...]:

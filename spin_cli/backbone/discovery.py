@@ -19,6 +19,7 @@ from torch import nn
 from spin_cli.backbone.finding import block_count, find_blocks, find_sites
 from spin_cli.backbone.hooks import first_tensor, hooked
 from spin_cli.backbone.layout import Hook, Layout, Stack
+from spin_cli.backbone.placing import input_device
 from spin_cli.config import Site
 from spin_cli.errors import ModelError
 
@@ -58,7 +59,7 @@ def probe_inputs(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]
 def _probe_ids(model: nn.Module) -> torch.Tensor:
     vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
     ids = torch.arange(3, 3 + PROBE_BATCH * PROBE_TOKENS).reshape(PROBE_BATCH, PROBE_TOKENS)
-    return ids.remainder(vocabulary).to(next(model.parameters()).device)
+    return ids.remainder(vocabulary).to(input_device(model))
 
 
 @torch.inference_mode()

@@ -123,8 +123,10 @@ def _read(
     found: list[tuple[Key, torch.Tensor]] = []
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
-        # On a GPU the copy runs beside the layers that follow; nothing waits for it here.
-        found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=True)))
+        # On a GPU the copy runs beside the layers that follow; nothing waits for it here. Of
+        # several GPUs only the first one is waited for below.
+        together = backbone.options.device_map is None
+        found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
 
     try:
         spans = [(part.start, part.stop) for part in parts]

@@ -6,17 +6,28 @@ import contextlib
 import copy
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from spin_cli.backbone.adapters import apply_adapter, describe_adapter
 from spin_cli.backbone.discovery import discover
 from spin_cli.backbone.layout import Layout
 from spin_cli.backbone.partial import Depth, shorten
+from spin_cli.backbone.placing import (
+    choose_device,
+    choose_dtype,
+    input_device,
+    is_placed,
+    placing_arguments,
+)
+from spin_cli.backbone.prompting import settle_prompt
 from spin_cli.backbone.resolve import (
     INSTALL_BUNDLED,
     Location,
@@ -26,11 +37,13 @@ from spin_cli.backbone.resolve import (
     locate,
     weight_files,
 )
-from spin_cli.config import Dtype, ModelConfig
+from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError
 
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 16384
+POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
+"""Tables with a row for each position; those of relative positions have other names."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +94,23 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         tokenizer = AutoTokenizer.from_pretrained(
             location.source, trust_remote_code=options.trust_remote_code, **location.arguments
         )
+        options = settle_prompt(options, tokenizer)
         identity = describe(options, location, config, tokenizer)
         shorten(config, depth)
-        model = _load_model(options, location, config, dtype)
+        placing = placing_arguments(options, device, dtype)
+        model = _load_model(options, location, config, dtype, placing)
+    if options.adapter is not None:
+        model = apply_adapter(
+            model, Path(options.adapter), shortened=depth is not None, merge=options.bits is None
+        )
     alone = isinstance(depth, Mapping) and depth.get("decoder") == 0
     if alone and config.is_encoder_decoder:
         model = _encoder_of(model)
-    model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False)
+    if is_placed(options):
+        device = input_device(model)
+    else:
+        model.to(device)
     layout = discover(model)
     if alone:
         layout = replace(layout, stacks=(replace(layout.stacks[0], prefix="encoder"),))
@@ -95,7 +118,7 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         model=model,
         tokenizer=tokenizer,
         layout=layout,
-        max_length=limit_length(options.max_length, config, tokenizer),
+        max_length=limit_length(options.max_length, model, tokenizer),
         batch_tokens=options.batch_tokens
         or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
         device=device,
@@ -106,9 +129,13 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
 
 
 def _load_model(
-    options: ModelConfig, location: Location, config: Any, dtype: torch.dtype
+    options: ModelConfig,
+    location: Location,
+    config: Any,
+    dtype: torch.dtype,
+    placing: Mapping[str, Any],
 ) -> torch.nn.Module:
-    arguments = dict(location.arguments)
+    arguments = {**location.arguments, **placing}
     if not location.gguf:
         arguments["use_safetensors"] = None if options.allow_pickle else True
     model, report = AutoModel.from_pretrained(
@@ -134,6 +161,7 @@ def describe(
 ) -> dict[str, Any]:
     """What identifies a model: see `Backbone.identity`."""
     commit = getattr(config, "_commit_hash", None)
+    adapter = None if options.adapter is None else describe_adapter(Path(options.adapter))
     return {
         "id": options.model,
         "revision": options.revision,
@@ -142,42 +170,26 @@ def describe(
         "config_sha256": hash_config(config),
         "weights": [hash_weights(path) for path in weight_files(location, commit)],
         "tokenizer_sha256": hash_tokenizer(tokenizer),
+        "adapter": adapter,
     }
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that *name* means; ``auto`` takes CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"--device {name}: not usable here ({reason})") from error
-    return device
+def limit_length(wanted: int, model: Any, tokenizer: Any) -> int:
+    """Largest usable number of tokens: what was asked for, what the model has positions for.
 
-
-def choose_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on a CPU (exact, and the same on every machine), else bfloat16."""
-    if wanted is Dtype.AUTO:
-        if device.type == "cuda" and torch.cuda.is_bf16_supported():
-            return torch.bfloat16
-        return torch.float32
-    chosen: torch.dtype = getattr(torch, wanted.value)
-    return chosen
-
-
-def limit_length(wanted: int, config: Any, tokenizer: Any) -> int:
-    """Largest usable number of tokens: what was asked for, what the model has positions for."""
+    The configuration's number counts, and the tables of learned positions in the model: RoBERTa and
+    its kin start behind the padding's row, OPT and BART behind two rows of their own.
+    """
     limits = [wanted]
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa and its kin number positions from padding_idx + 1.
-        offset = (config.pad_token_id or 0) + 1 if positions % 2**4 == 2 else 0
-        limits.append(positions - offset)
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(stated, int) and stated > 0:
+        limits.append(stated)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and POSITIONS.search(name):
+            first = getattr(module, "offset", 0)
+            if module.padding_idx is not None:
+                first = max(first, module.padding_idx + 1)
+            limits.append(module.num_embeddings - first)
     if 0 < (tokenizer.model_max_length or 0) < 10**9:
         limits.append(tokenizer.model_max_length)
     return min(limits)

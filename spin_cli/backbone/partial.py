@@ -21,6 +21,7 @@ from torch import nn
 from spin_cli.backbone.discovery import probe_inputs
 from spin_cli.backbone.finding import NOT_FFN
 from spin_cli.backbone.layout import Hook, Stack
+from spin_cli.backbone.placing import input_device
 from spin_cli.config import Site
 from spin_cli.errors import ArtifactError
 
@@ -148,7 +149,8 @@ def narrow(model: nn.Module, stack: Stack, neurons: NDArray[np.integer[Any]]) ->
         return False
     block, down, width = stack.blocks[-1], hook.path, hook.width
     kept = dict(_producers(model, block, down, width))
-    if not kept:
+    elsewhere = any(weight.is_meta for weight in model.get_submodule(block).parameters())
+    if not kept or elsewhere:
         return False
     kept[down] = model.get_submodule(down)
     more = np.linspace(0, width - 1, OTHERS).astype(np.int64)
@@ -221,7 +223,7 @@ def _trial(model: nn.Module, path: str) -> torch.Tensor:
         lambda _module, args: caught.append(args[0].detach().clone())
     )
     try:
-        model(**probe_inputs(model, ids.to(next(model.parameters()).device)))
+        model(**probe_inputs(model, ids.to(input_device(model))))
     finally:
         handle.remove()
     return caught[-1]

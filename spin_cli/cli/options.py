@@ -100,6 +100,44 @@ PromptTemplate = Annotated[
     Path | None,
     typer.Option("--prompt-template", help="File with one {text} in it.", rich_help_panel=MODEL),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", help="Folder of a PEFT adapter of the model.", rich_help_panel=MODEL),
+]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Read each text as a user message in the model's own chat template.",
+        rich_help_panel=MODEL,
+    ),
+]
+SystemPrompt = Annotated[
+    Path | None,
+    typer.Option(
+        "--system-prompt", help="File with --chat's system message.", rich_help_panel=MODEL
+    ),
+]
+EightBit = Annotated[
+    bool,
+    typer.Option(
+        "--load-in-8bit", help="Round weights to 8 bits (bitsandbytes).", rich_help_panel=MODEL
+    ),
+]
+FourBit = Annotated[
+    bool,
+    typer.Option(
+        "--load-in-4bit", help="Round weights to 4 bits (bitsandbytes).", rich_help_panel=MODEL
+    ),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="auto: over all GPUs, main memory and disk (accelerate).",
+        rich_help_panel=MODEL,
+    ),
+]
 BatchTokens = Annotated[
     int | None,
     typer.Option("--batch-tokens", min=1, help="Tokens in a batch.", rich_help_panel=MODEL),

@@ -9,6 +9,7 @@ import typer
 
 from spin_cli.cli import options as o
 from spin_cli.cli.running import Run, show_scores
+from spin_cli.cli.stages import read_map
 from spin_cli.cli.terminal import print_json, say
 from spin_cli.cli.writing import partial_path
 from spin_cli.config import Dtype, Format, OnError, OutputFormat, PredictConfig
@@ -132,8 +133,10 @@ def predict(
             rich_help_panel=o.MODEL,
         ),
     ] = None,
+    adapter: o.Adapter = None,
     dtype: o.ComputeDtype = Dtype.AUTO,
     device: o.Device = "auto",
+    device_map: o.DeviceMap = None,
     batch_tokens: o.BatchTokens = None,
     force: o.Force = False,
     json: o.Json = False,
@@ -148,6 +151,7 @@ def predict(
     config = PredictConfig(
         text_column=text_column, label_column=label_column, id_column=id_column, format=format,
         output_format=output_format, model=model, dtype=dtype, device=device,
+        adapter=None if adapter is None else str(adapter), device_map=read_map(device_map),
         batch_tokens=batch_tokens, evaluate=evaluate, output=output, keep_columns=keep_columns,
         on_error=on_error, threshold=threshold, top=top,
         explain=explain or (5 if explain_tokens else 0), explain_tokens=explain_tokens, watch=watch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +33,6 @@ class Run:
         self.count, self.errors, self.first_error = 0, 0, ""
         self.resume, self.kept = resume, 0
         self.items: Iterator[Row | BadRow] = prediction.read_input(source, config)
-        if ranks.size > 1 and config.device == "auto":
-            config = replace(config, device=_device_of(ranks))
         self.predictor = prediction.open_predictor(head, config)
         self.tally = prediction.Evaluation(self.predictor.head)
 
@@ -146,13 +143,6 @@ class Run:
         worst = prediction.check_exit(self.predictor, self.head, self.config, texts)
         say(f"check-exit: {len(texts)} rows agree with the whole model (to {worst:.1e})")
         self.items = chain(first, self.items)
-
-
-def _device_of(ranks: Ranks) -> str:
-    """The GPU of one process, where there are any."""
-    import torch
-
-    return f"cuda:{ranks.local_rank}" if torch.cuda.is_available() else "auto"
 
 
 def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:

@@ -20,6 +20,7 @@ from spin_cli.cli.terminal import (
 from spin_cli.config import (
     DEFAULT_ETAS_TEXT,
     DEFAULT_MAX_LENGTH,
+    Bits,
     Control,
     DataConfig,
     Dtype,
@@ -77,6 +78,36 @@ def read_template(path: Path | None) -> str | None:
     return text
 
 
+def read_prompt(template: Path | None, chat: bool, system: Path | None) -> dict[str, Any]:
+    """What `ModelConfig` says of the words around a text."""
+    if chat and template is not None:
+        raise UsageError("--chat and --prompt-template exclude each other")
+    if system is None:
+        return {"prompt_template": read_template(template), "chat": chat}
+    if not chat:
+        raise UsageError("--system-prompt belongs to --chat")
+    try:
+        return {"chat": True, "system_prompt": system.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--system-prompt {system}: cannot be read ({error})") from error
+
+
+def read_bits(eight: bool, four: bool) -> Bits | None:
+    """What ``--load-in-8bit`` and ``--load-in-4bit`` mean."""
+    if eight and four:
+        raise UsageError("--load-in-8bit and --load-in-4bit exclude each other")
+    if eight:
+        return Bits.EIGHT
+    return Bits.FOUR if four else None
+
+
+def read_map(name: str | None) -> str | None:
+    """The value of ``--device-map``, checked."""
+    if name not in (None, "auto"):
+        raise UsageError(f"--device-map {name}: expected auto")
+    return name
+
+
 def extract(
     data: o.Data,
     model: o.Model,
@@ -98,7 +129,13 @@ def extract(
     truncation_side: o.TruncationSide = Side.RIGHT,
     long: o.LongTexts = Long.TRUNCATE,
     window_overlap: o.WindowOverlap = ModelConfig.overlap,
+    adapter: o.Adapter = None,
+    chat: o.Chat = False,
+    system_prompt: o.SystemPrompt = None,
     prompt_template: o.PromptTemplate = None,
+    load_in_8bit: o.EightBit = False,
+    load_in_4bit: o.FourBit = False,
+    device_map: o.DeviceMap = None,
     batch_tokens: o.BatchTokens = None,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.AllowPickle = False,
@@ -120,7 +157,9 @@ def extract(
             model=model, revision=revision, dtype=dtype, device=device,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, max_length=max_length,
             truncation_side=truncation_side, long=long, overlap=window_overlap,
-            prompt_template=read_template(prompt_template), batch_tokens=batch_tokens,
+            batch_tokens=batch_tokens, adapter=None if adapter is None else str(adapter),
+            bits=read_bits(load_in_8bit, load_in_4bit), device_map=read_map(device_map),
+            **read_prompt(prompt_template, chat, system_prompt),
         ),
         sites=listed("--site", site, Site),
         poolings=None if pooling is None else listed("--pooling", pooling, Pooling),

@@ -68,6 +68,7 @@ def plan(data: Path, config: ExtractConfig) -> Plan:
     """
     dataset = scan(data, config.data)
     model = backbone.load(config.model)
+    config = replace(config, model=model.options)  # with what the model says about its prompt
     if config.poolings is None:
         ends = Pooling.LAST if model.layout.causal else Pooling.FIRST
         config = replace(config, poolings=(Pooling.MEAN, Pooling.MAX, ends))

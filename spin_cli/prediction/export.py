@@ -209,6 +209,7 @@ def _save_rest(predictor: Predictor, place: Path) -> None:
         "max_length": predictor.model.max_length,
         "long": options.long.value,
         "prompt_template": options.prompt_template,
+        "special_tokens": options.special_tokens,
     }
     artifacts.write_json(place / LABELS, labels)
     artifacts.write_text(place / CARD, _card(predictor))
@@ -229,12 +230,13 @@ program = torch.export.load("{PROGRAM}").module()
 texts = ["not half bad"]  # put into the prompt_template of {LABELS}, if there is one
 batch = tokenizer(
     texts, padding=True, truncation=True, max_length={predictor.model.max_length},
-    return_tensors="pt",
+    return_tensors="pt", add_special_tokens={predictor.model.options.special_tokens},
 )
 print(program(batch["input_ids"], batch["attention_mask"]))
 ```
 
-Longer texts are cut here, also where `long` in {LABELS} says that spin reads them in windows.
+Longer texts are cut here, template and all, where spin keeps the template whole or, as `long` in
+{LABELS} may say, reads them in windows.
 With two classes and a `threshold` in {LABELS}, the second is predicted from that probability on.
 `{ONNX}`, where it is there, takes the same two inputs.
 """

@@ -176,9 +176,16 @@ def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConf
     options = replace(options, trust_remote_code=False, allow_pickle=False)
     if config.model is not None:
         options = replace(options, model=str(config.model))
+    if config.adapter is not None:
+        options = replace(options, adapter=config.adapter)
     if config.dtype is not Dtype.AUTO:
         options = replace(options, dtype=config.dtype)
-    return replace(options, device=config.device, batch_tokens=config.batch_tokens)
+    return replace(
+        options,
+        device=config.device,
+        device_map=config.device_map,
+        batch_tokens=config.batch_tokens,
+    )
 
 
 def _check_model(folder: Path, head: Head, model: Backbone) -> None:
@@ -190,9 +197,10 @@ def _check_model(folder: Path, head: Head, model: Backbone) -> None:
         ("weights", "weights"),
     ):
         if head.model.get(field) != model.identity.get(field):
+            option = "adapter" if field == "adapter" else "model"
             raise ArtifactError(
                 f"{folder}: made for another {what} than {model.options.model} has",
-                f"It needs {head.model.get('id')}; give its place with --model, or train again.",
+                f"It needs {head.model.get('id')}; give its place with --{option}, or train again.",
             )
     layout = model.layout
     for f in head.features:
