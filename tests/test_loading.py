@@ -8,6 +8,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers as t
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -16,13 +17,16 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     PreTrainedTokenizerFast,
 )
 
 from spin_cli import backbone
-from spin_cli.backbone import adapters
-from spin_cli.config import Long, ModelConfig, Side, Site
+from spin_cli.backbone import adapters, placing
+from spin_cli.backbone.partial import narrow
+from spin_cli.config import Bits, Long, ModelConfig, Pooling, Side, Site
 from spin_cli.errors import ModelError
+from tests import test_backbone as made
 from tests.test_backbone import SIZES, TEXTS, WORDS, save_model, spin_features
 from tests.test_cli import make_runner, write_csv
 
@@ -271,7 +275,20 @@ def test_cutting_spares_the_template(tmp_path, side, special):
             truncation_side=side, special_tokens=special,
         )
     )  # fmt: skip
-    words = "a very dull film never liked again and then but I not".split()
+    words = [
+        "a",
+        "very",
+        "dull",
+        "film",
+        "never",
+        "liked",
+        "again",
+        "and",
+        "then",
+        "but",
+        "I",
+        "not",
+    ]
     long, short = backbone.encode(loaded, [" ".join(words), "a film"])
     front, back = ["was", "it", "good"], ["or", "bad"]
     if special:
@@ -316,9 +333,174 @@ def test_bundled_chats_and_templates_give_the_ids_of_the_whole_string():
 
 @pytest.mark.parametrize(
     ("template", "system", "what"),
-    [(None, None, "has none"), (CHAT, "say {text}", "2 times"), ("{{ raise_exception('no') }}", None, "no")],
-)  # fmt: skip
+    [
+        (None, None, "has none"),
+        (CHAT, "say {text}", "2 times"),
+        ("{{ raise_exception('never') }}", None, "never"),
+    ],
+)
 def test_chats_that_cannot_be_written_are_refused(tmp_path, template, system, what):
     folder, _ = save_chat_model(tmp_path / "model", template)
     with pytest.raises(ModelError, match=what):
         backbone.load(ModelConfig(str(folder), chat=True, system_prompt=system))
+
+
+# -- places and few bits ----------------------------------------------------------------------
+
+WIDE = {**SIZES, "hidden_size": 64, "intermediate_size": 128}  # 4-bit weights come in blocks of 64
+
+
+@pytest.fixture
+def wide_llama(tmp_path, monkeypatch):
+    monkeypatch.setitem(made.MODELS, "llama", (LlamaModel, LlamaConfig(**WIDE), ""))
+    return save_model(tmp_path / "wide", "llama")
+
+
+def rounded_by_hand(weight, bits):
+    """What is left of a weight: 8 bits by rows; 4 bits (NF4) by blocks of 64 numbers."""
+    if bits is Bits.EIGHT:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        return (weight / scale).round() * scale
+    # The levels of NF4 (Dettmers et al. 2023, appendix E).
+    levels = torch.tensor(
+        [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
+         0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]
+    )  # fmt: skip
+    blocks = weight.reshape(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True)
+    nearest = (blocks / scale)[..., None].sub(levels).abs().argmin(-1)
+    return (levels[nearest] * scale).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("bits", Bits)
+def test_few_bits_round_the_weights(wide_llama, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    model = AutoModel.from_pretrained(wide_llama)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = rounded_by_hand(module.weight.data, bits)
+    model.save_pretrained(tmp_path / "rounded")
+    for each in wide_llama.glob("tokenizer*"):
+        (tmp_path / "rounded" / each.name).write_bytes(each.read_bytes())
+    loaded, found = spin_features(wide_llama, TEXTS, bits=bits)
+    _, expected = spin_features(tmp_path / "rounded", TEXTS)
+    _, plain = spin_features(wide_llama, TEXTS)
+    for key in found:
+        size = expected[key].norm()
+        assert (found[key] - expected[key]).norm() < 0.05 * size, key  # activations are rounded too
+        if bits is Bits.FOUR and key[0] == "layer_03":
+            assert (found[key] - plain[key]).norm() > 0.05 * size
+    short = backbone.load(loaded.options, depth=1)
+    assert len(short.layout.layers) == 3 and short.identity == loaded.identity
+
+
+def test_an_adapter_runs_beside_weights_of_few_bits(wide_llama, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setitem(HEADED, "llama", lambda: LlamaForCausalLM(LlamaConfig(**WIDE)))
+    adapter = save_adapter(tmp_path / "adapter", "llama", KINDS["lora"](["down_proj"]))
+    merged = merge_by_hand(wide_llama, adapter, tmp_path / "merged", scale=3)
+    loaded, found = spin_features(wide_llama, TEXTS, bits=Bits.EIGHT, adapter=str(adapter))
+    _, expected = spin_features(merged, TEXTS)
+    assert found.keys() == expected.keys()
+    for key in found:
+        assert (found[key] - expected[key]).norm() < 0.1 * expected[key].norm(), key
+    assert any("lora_A" in path for path, _ in loaded.model.named_modules())
+
+
+def test_weights_on_the_disk_give_the_same(tmp_path):
+    folder = save_model(tmp_path / "model", "llama")
+    places = {"embed_tokens": "cpu", "rotary_emb": "cpu", "norm": "disk"}
+    places |= {f"layers.{index}": "disk" if index else "cpu" for index in range(3)}
+    _, expected = spin_features(folder, TEXTS)
+    for spread in (places, {**places, "embed_tokens": "disk"}, "auto"):
+        loaded, found = spin_features(folder, TEXTS, device_map=spread)
+        weight = loaded.model.get_submodule("layers.1.mlp.down_proj").weight
+        assert weight.is_meta == (spread != "auto")
+        assert loaded.device.type == "cpu" or spread == "auto"
+        for key, values in expected.items():
+            torch.testing.assert_close(found[key], values, rtol=1e-5, atol=1e-5)
+    stack, width = loaded.layout.stacks[0], loaded.layout.width("layer_03", Site.FFN)
+    assert narrow(loaded.model, stack, np.arange(width // 2))
+    loaded = backbone.load(ModelConfig(str(folder), device_map=places))
+    assert not narrow(loaded.model, stack, np.arange(width // 2))
+    adapter = save_adapter(tmp_path / "adapter", "llama", KINDS["lora"](["down_proj"]))
+    with pytest.raises(ModelError, match="none can be changed"):
+        backbone.load(ModelConfig(str(folder), device_map=places, adapter=str(adapter)))
+    backbone.load(ModelConfig(str(folder), device_map="auto", adapter=str(adapter)))
+
+
+def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "model", "llama")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ModelError, match="mps: not usable here"):
+            backbone.load(ModelConfig(str(folder), device="mps"))
+    monkeypatch.setattr(placing.importlib.util, "find_spec", lambda _name: None)
+    for options, package in (
+        ({"bits": Bits.FOUR}, "accelerate"),
+        ({"device_map": "auto"}, "accelerate"),
+    ):
+        with pytest.raises(ModelError, match=f"needs the package {package}"):
+            backbone.load(ModelConfig(str(folder), **options))
+    monkeypatch.setattr(placing, "_need", lambda *_args: None)
+    with pytest.raises(ModelError, match="GGUF"):
+        placing.placing_arguments(
+            ModelConfig("bundled:smollm2", bits=Bits.FOUR), torch.device("cpu"), torch.float32
+        )
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(placing.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(placing.torch, "empty", lambda *_a, device: asked.append(str(device)))
+    for rank in ("0", "3"):
+        for key, value in {"RANK": rank, "WORLD_SIZE": "4", "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(key, value)
+        for name in ("auto", "cuda", "cuda:1", "cpu"):
+            placing.choose_device(name)
+    assert asked == ["cuda:0", "cuda:0", "cuda:1", "cpu", "cuda:3", "cuda:3", "cuda:1", "cpu"]
+
+
+# -- length -----------------------------------------------------------------------------------
+
+SMALL = {**SIZES, "intermediate_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+LIMITS = {
+    "bert": (t.BertConfig(**SMALL, max_position_embeddings=20), 20),
+    "roberta": (t.RobertaConfig(**{**SMALL, "pad_token_id": 1}, max_position_embeddings=22), 20),
+    "xlm-roberta": (t.XLMRobertaConfig(**SMALL, max_position_embeddings=21), 20),
+    "mpnet": (t.MPNetConfig(**{**SMALL, "pad_token_id": 1}, max_position_embeddings=22), 20),
+    "distilbert": (
+        t.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, vocab_size=32,
+                           max_position_embeddings=20), 20),
+    "gpt2": (t.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=32, n_positions=20), 20),
+    "gptj": (t.GPTJConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=32, n_positions=20,
+                          rotary_dim=4), 20),
+    "opt": (t.OPTConfig(**{**SMALL, "intermediate_size": 48}, ffn_dim=48, word_embed_proj_dim=32,
+                        max_position_embeddings=20), 20),
+    "bart": (t.BartConfig(vocab_size=32, d_model=32, encoder_layers=2, decoder_layers=2,
+                          encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4,
+                          decoder_attention_heads=4, max_position_embeddings=20), 20),
+    "llama": (t.LlamaConfig(**SMALL, max_position_embeddings=20), 20),
+    "xlnet": (t.XLNetConfig(vocab_size=32, d_model=32, n_layer=2, n_head=4, d_inner=48), None),
+    "bloom": (t.BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=4), None),
+    "t5": (t.T5Config(d_model=32, d_ff=48, d_kv=8, num_layers=2, num_heads=4, vocab_size=32), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_text_may_be_as_long_as_the_model_has_positions(tmp_path, monkeypatch, name):
+    config, limit = LIMITS[name]
+    kind = AutoModel.from_config(config).__class__
+    monkeypatch.setitem(made.MODELS, name, (kind, config, ""))
+    folder = save_model(tmp_path / "model", name)
+    loaded = backbone.load(ModelConfig(str(folder), max_length=700))
+    assert loaded.max_length == (limit or 700)
+    (found,) = backbone.encode(loaded, [" ".join(["film"] * 900)])
+    assert len(found.ids) == loaded.max_length and found.truncated
+    full = [5] * loaded.max_length  # RoBERTa gives padding no position of its own
+    wanted = {(loaded.layout.layers[-1], Site.HIDDEN): [Pooling.MEAN]}
+    out = []
+    backbone.read(loaded, [full], wanted, lambda *args: out.append(args[-1]))
+    assert torch.isfinite(out[0]).all()
+    if name in ("bert", "roberta", "xlm-roberta", "mpnet", "gpt2", "opt", "bart"):
+        with pytest.raises((IndexError, RuntimeError)):  # there really is no place for one more
+            backbone.read(loaded, [[*full, 5]], wanted, lambda *_args: None)

@@ -120,6 +120,11 @@ def apply_adapter(model: Any, folder: Path, *, shortened: bool, merge: bool) -> 
             "--adapter needs the package peft", "pip install 'spin-cli[peft]'"
         ) from error
     values = _read_config(folder)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            "--adapter: some weights do not fit on the devices, and none can be changed there",
+            "Leave out --device-map, or merge the adapter into a model folder with peft.",
+        )
     try:
         state, modules = _fit(model, load_file(folder / WEIGHTS), folder, shortened=shortened)
         for key in [key for key in state if key.startswith(WHOLE)]:

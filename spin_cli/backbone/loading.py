@@ -111,7 +111,8 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         device = input_device(model)
     else:
         model.to(device)
-    layout = discover(model)
+    with _plain_errors(options.model, location):  # what runs here is a stranger's code and weights
+        layout = discover(model)
     if alone:
         layout = replace(layout, stacks=(replace(layout.stacks[0], prefix="encoder"),))
     return Backbone(
@@ -219,7 +220,8 @@ def _file_access(location: Location, depth: Depth) -> Iterator[None]:
 def _plain_errors(name: str, location: Location) -> Iterator[None]:
     """Quiet transformers' own output and turn what it raises into `ModelError`."""
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for library in ("transformers", "bitsandbytes", "accelerate"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         yield
     except ImportError as error:

@@ -102,7 +102,7 @@ def _flag(bits: Bits | None) -> str:
 
 def _need(package: str, option: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise ModelError(f"{option} needs the package {package}", f"pip install {package}")
+        raise ModelError(f"{option} needs the package {package}", "pip install 'spin-cli[large]'")
 
 
 def input_device(model: torch.nn.Module) -> torch.device:
