@@ -53,7 +53,7 @@ def make_head(whole: backbone.Backbone, depth: int, folder: Path) -> Path:
     rng, layout = np.random.default_rng(0), whole.layout
     features = []
     for layer in layout.stacks[0].layers[: depth + 1]:
-        for site in Site:
+        for site in (Site.HIDDEN, Site.FFN):
             width = layout.width(layer, site)
             last = layer == layout.stacks[0].layers[depth]
             if not width or (site is Site.HIDDEN and last):

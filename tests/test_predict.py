@@ -14,6 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from spin_cli import prediction
+from spin_cli.config import OnError, PredictConfig
+from spin_cli.errors import DataError
+from spin_cli.prediction import sharing
+from spin_cli.ranks import Ranks
 from tests.test_cli import (
     ENV,
     SPIN,
@@ -72,7 +77,7 @@ def test_a_long_pipe_keeps_its_order_and_its_memory(head):
 
     def run(count):
         done = subprocess.run(
-            [sys.executable, "-c", script], input="".join(f"{t}\n" for t in many(count)),
+            [sys.executable, "-c", script], input="".join(f"{t[:24]}\n" for t in many(count)),
             env=ENV, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -80,15 +85,15 @@ def test_a_long_pipe_keeps_its_order_and_its_memory(head):
         assert [f["id"] for f in found] == [str(i) for i in range(count)]
         return found, int(done.stderr.split()[-1])
 
-    short, before = run(1200)
-    long, after = run(6000)
+    short, before = run(400)
+    long, after = run(2000)
     assert after < before * 1.1
     labels = [f["label"] for f in short]
-    assert [f["label"] for f in long[:1200]] == labels
+    assert [f["label"] for f in long[:400]] == labels
 
 
 def test_what_is_broken_off_by_sigterm_is_written_and_can_be_continued(head, tmp_path):
-    rows = [(f"id,{i}", text) for i, text in enumerate(many(2500))]
+    rows = [(f"id,{i}", text) for i, text in enumerate(many(1100))]
     source = write_csv(tmp_path / "in.csv", rows, ("key", "text"))
     options = ("--id-column", "key", "--output-format", "csv", "-o")
     whole, broken = tmp_path / "whole.csv", tmp_path / "broken.csv"
@@ -267,7 +272,7 @@ def test_evaluation_tells_intervals_confusion_and_reliability(spin, head, labell
 
 
 def test_two_processes_write_what_one_writes(head, tmp_path):
-    rows = [(text, "good" if "great" in text else "bad") for text in many(1300)]
+    rows = [(text, "good" if "great" in text else "bad") for text in many(700)]
     source = write_csv(tmp_path / "in.csv", rows)
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     options = ("--explain", "2", "--evaluate", "--json", "-o")
@@ -283,3 +288,37 @@ def test_two_processes_write_what_one_writes(head, tmp_path):
     assert two.read_bytes() == one.read_bytes()
     assert json.loads(done.stdout) == json.loads(alone.out) | {"output": str(two)}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "one.jsonl", "two.jsonl"]
+
+
+@pytest.mark.parametrize("on_error", list(OnError))
+def test_shared_windows_meet_bad_rows_as_one_process_does(head, tmp_path, monkeypatch, on_error):
+    monkeypatch.setattr(Ranks, "wait", lambda _: None)  # one after the other, the first last
+    predictor = prediction.open_predictor(head, PredictConfig())
+    lines = [json.dumps({"text": text}) for text in many(600)]
+    lines[20], lines[580] = '{"text": 1}', "{"
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f"{line}\n" for line in lines))
+    config = PredictConfig(on_error=on_error, explain=2, explain_tokens=True)
+
+    def collect(windows):
+        found = []
+        try:
+            for window in windows:
+                found += window
+        except DataError as error:
+            return found, error.message
+        return found, None
+
+    alone = collect(
+        prediction.predict(predictor, prediction.read_input(str(source), config), config)
+    )
+    for rank in (2, 1, 0):
+        shared = collect(
+            sharing.predict_shared(
+                predictor, prediction.read_input(str(source), config), config,
+                tmp_path / "out", Ranks(rank, 3),
+            )
+        )  # fmt: skip
+        assert shared == ((([], None)) if rank else alone)
+    assert len(alone[0]) == (600 if on_error is OnError.SKIP else 20)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]

@@ -125,12 +125,7 @@ def test_a_block_whose_neurons_are_not_its_rows_stays_whole(tmp_path):
     assert all(before[key] is after[key] for key in before)
 
 
-def test_a_head_of_encoder_layers_loads_no_decoder(tmp_path, monkeypatch):
-    import safetensors
-
-    opened = []
-    real = safetensors.safe_open
-
+def test_a_head_of_encoder_layers_loads_no_decoder(tmp_path):
     for name in ("t5", "bart"):
         folder = save_model(tmp_path / name, name)
         whole = backbone.load(ModelConfig(str(folder)))
@@ -143,7 +138,6 @@ def test_a_head_of_encoder_layers_loads_no_decoder(tmp_path, monkeypatch):
             p.numel() for p in whole.model.parameters()
         )
         assert part.identity == whole.identity
-    assert real is safetensors.safe_open and not opened
 
 
 @pytest.mark.parametrize(

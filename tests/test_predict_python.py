@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from spin_cli import artifacts, prediction
+from spin_cli.activations import from_disk, to_disk
 from spin_cli.backbone import read_states
-from spin_cli.config import Pooling, PredictConfig
+from spin_cli.config import Pooling, PredictConfig, StorageDtype
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.prediction.reasons import contributions, explain
 from tests.test_cli import ENV, build_tiny_run, json_lines, make_runner, sentences
@@ -213,3 +215,13 @@ def test_check_exit_agrees_and_tells_when_it_does_not(spin, head, monkeypatch):
     assert done.code == 5
     assert "--check-exit: layer_0" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("dtype", list(StorageDtype))
+def test_neurons_are_rounded_as_they_are_stored(head, dtype):
+    predictor = prediction.open_predictor(head, PredictConfig())
+    predictor = replace(predictor, head=replace(predictor.head, storage_dtype=dtype))
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(50, 40)) * 10.0 ** rng.integers(-7, 4, (50, 40))).astype(np.float32)
+    expected = from_disk(to_disk(values, dtype), dtype)
+    np.testing.assert_array_equal(predictor.rounded(values), expected.astype(np.float32))

@@ -32,7 +32,7 @@ def make_head(model, folder, layers, classes=("calm", "alarm")):
             np.sort(rng.permutation(whole.layout.width(layer, site))[:7]).astype(np.int32),
         )
         for layer in layers
-        for site in Site
+        for site in (Site.HIDDEN, Site.FFN)
         for pooling in Pooling
         if whole.layout.width(layer, site)
         and not (layer == layers[-1] and site is Site.HIDDEN)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from spin_cli import artifacts
+from spin_cli.backbone.batching import refuse_parts
 from spin_cli.config import ExportFormat, PredictConfig
 from spin_cli.errors import ModelError, UsageError
 from spin_cli.prediction.predictor import Predictor, open_predictor
@@ -166,6 +167,7 @@ def _compare(predictor: Predictor, texts: Sequence[str], run: Any) -> float:
     of the storage format may fall to either side; what that can change is allowed for.
     """
     encoded = predictor.encode(texts)
+    refuse_parts(encoded)
     worst = 0.0
     for group in ([one] for one in encoded), [encoded]:
         for batch in group:
@@ -205,6 +207,7 @@ def _save_rest(predictor: Predictor, place: Path) -> None:
         "threshold": head.threshold,
         "abstain_below": head.abstain_below,
         "max_length": predictor.model.max_length,
+        "long": options.long.value,
         "prompt_template": options.prompt_template,
     }
     artifacts.write_json(place / LABELS, labels)
@@ -231,6 +234,7 @@ batch = tokenizer(
 print(program(batch["input_ids"], batch["attention_mask"]))
 ```
 
+Longer texts are cut here, also where `long` in {LABELS} says that spin reads them in windows.
 With two classes and a `threshold` in {LABELS}, the second is predicted from that probability on.
 `{ONNX}`, where it is there, takes the same two inputs.
 """

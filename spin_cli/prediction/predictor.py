@@ -8,15 +8,30 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spin_cli import artifacts, backbone
-from spin_cli.activations import from_disk, to_disk
 from spin_cli.backbone import Backbone, Encoded
 from spin_cli.backbone.partial import depth_for, narrow
-from spin_cli.config import Dtype, ModelConfig, Pooling, PredictConfig, Site, from_plain
+from spin_cli.config import (
+    Dtype,
+    ModelConfig,
+    Pooling,
+    PredictConfig,
+    Site,
+    StorageDtype,
+    from_plain,
+)
 from spin_cli.errors import ArtifactError
 from spin_cli.head import Head, HeadFeature, load_head
+
+STORED = {
+    StorageDtype.FLOAT16: torch.float16,
+    StorageDtype.BFLOAT16: torch.bfloat16,
+    StorageDtype.FLOAT32: torch.float32,
+}
+"""torch's name for each storage format; both libraries round to nearest, ties to even."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +99,8 @@ class Predictor:
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Neurons rounded as those were that the head was trained on."""
-        dtype = self.head.storage_dtype
-        return from_disk(to_disk(values, dtype), dtype).astype(np.float32)
+        stored = torch.from_numpy(values).to(STORED[self.head.storage_dtype])
+        return np.asarray(stored.float().numpy())
 
     def features(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The head's rounded neurons (n, neurons) for each text, and which texts were cut."""

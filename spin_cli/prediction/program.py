@@ -6,14 +6,8 @@ import torch
 from torch import nn
 
 from spin_cli import backbone
-from spin_cli.config import Pooling, Site, StorageDtype
-from spin_cli.prediction.predictor import Predictor
-
-STORED = {
-    StorageDtype.FLOAT16: torch.float16,
-    StorageDtype.BFLOAT16: torch.bfloat16,
-    StorageDtype.FLOAT32: torch.float32,
-}
+from spin_cli.config import Pooling, Site
+from spin_cli.prediction.predictor import STORED, Predictor
 
 
 class Program(nn.Module):
