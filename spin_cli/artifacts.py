@@ -174,7 +174,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise
         raise ArtifactError(
             f"{folder}: {reasons[error.errno]}; nothing was left under its final name",
-            hint="Make room (or name another folder with -o) and run the same command again.",
+            hint=(
+                "Make room (or name another folder with -o) and run the same command again."
+                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else "Name a folder that can be written with -o."
+            ),
         ) from error
 
 

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -132,27 +131,6 @@ def spin(*arguments, **options):
         [sys.executable, "-m", "spin_cli", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, check=False, **options,
     )  # fmt: skip
-
-
-def test_ctrl_c_ends_soon_and_says_how_to_go_on(data, tmp_path):
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "spin_cli", "extract", SAMPLES, "-m", "bundled:smollm2"),
-            *("-o", tmp_path / "a"),
-        ],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (tmp_path / "a.partial" / "request.json").exists():
-        time.sleep(0.05)
-        assert process.poll() is None
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    message = process.communicate(timeout=30)[1]
-    assert time.monotonic() - begun < 10  # one or two seconds where nothing else runs
-    assert process.returncode == 130
-    assert "goes on from there" in message
-    assert "Traceback" not in message
 
 
 def test_a_second_process_is_kept_out(data, tmp_path):

@@ -61,6 +61,7 @@ def rank_neurons(
     config: SelectConfig,
     stream: bool = False,
     key: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Ranking:
     """Fit a probe to the *train* rows, choose its C on the *val* rows, and rank its neurons.
 
@@ -72,6 +73,7 @@ def rank_neurons(
     score : of ``(y, probabilities (M, n_classes))``; higher is better
     stream : never hold the standardised training rows whole; the neurons are the same
     key : tells matrices apart that share ``config.seed``, for ``--control random``
+    between : called between the fits of the bootstrap; what it raises ends them
 
     Warns
     -----
@@ -91,7 +93,7 @@ def rank_neurons(
     best = path.fits[path.best]
     found = _ranked(best, path.scores[path.best], standard, config.top_k)
     if config.bootstrap:
-        frequency = _frequency(best, standard, y[train], n_classes, config)
+        frequency = _frequency(best, standard, y[train], n_classes, config, between)
         found = replace(found, frequency=frequency)
     if config.control is Control.RANDOM:
         rng = np.random.default_rng([config.seed, DRAW, key])
@@ -151,7 +153,12 @@ def _ranked(best: Fit, val_score: float, standard: Standardised, top_k: int | No
 
 
 def _frequency(
-    best: Fit, standard: Standardised, y: NDArray[Any], n_classes: int, config: SelectConfig
+    best: Fit,
+    standard: Standardised,
+    y: NDArray[Any],
+    n_classes: int,
+    config: SelectConfig,
+    between: Callable[[], None],
 ) -> NDArray[np.float32]:
     """How often each neuron is selected at the chosen C, over resamples of the training rows.
 
@@ -160,6 +167,7 @@ def _frequency(
     """
     counts = np.zeros(len(standard.mean))
     for turn in range(config.bootstrap):
+        between()
         rng = np.random.default_rng([config.seed, RESAMPLE, turn])
         weight = np.bincount(rng.integers(0, len(y), len(y)), minlength=len(y))
         with warnings.catch_warnings():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 import warnings
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,14 @@ def _probe_all(
     """Fit the probes side by side, each on one core (so results do not depend on how many)."""
     threads, streamed = memory.plan(features, len(task.codes), task.config, here.local_size)
 
+    ended = threading.Event()
+
+    def between() -> None:
+        if ended.is_set():  # else an interrupt would wait for a long bootstrap
+            raise CancelledError
+
     def one(feature: Feature) -> Ranking:
-        return _probe_one(feature, task, stream=feature in streamed)
+        return _probe_one(feature, task, feature in streamed, between)
 
     done: list[Ranking] = []
     with warnings.catch_warnings(), threadpool_limits(1):
@@ -169,12 +176,13 @@ def _probe_all(
                     done.append(result)
                     progress("select", len(done), len(features))
             except BaseException:
+                ended.set()
                 pool.shutdown(cancel_futures=True)
                 raise
     return done
 
 
-def _probe_one(feature: Feature, task: Task, *, stream: bool) -> Ranking:
+def _probe_one(feature: Feature, task: Task, stream: bool, between: Callable[[], None]) -> Ranking:
     rows = len(task.codes)
     if stream:
         matrix: Any = _on_disk(feature, task)
@@ -190,6 +198,7 @@ def _probe_one(feature: Feature, task: Task, *, stream: bool) -> Ranking:
         config=task.config,
         stream=stream,
         key=zlib.crc32(f"{feature.layer}{feature.dataset}".encode()),
+        between=between,
     )
 
 
