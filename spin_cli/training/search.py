@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics, probe
-from spin_cli.config import Metric, Pooling, TrainConfig, worker_count
+from spin_cli.config import ClassWeight, Metric, Penalty, Pooling, TrainConfig, worker_count
+from spin_cli.training.pick import Judged, score
 from spin_cli.training.table import Choice, Reader
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-"""l2 penalties tried, as shares of the number of training rows."""
+"""Penalties tried, as shares of the number of training rows."""
+L1_SHARES = {Penalty.L2: 0.0, Penalty.ELASTICNET: 0.5, Penalty.L1: 1.0}
+L1_UNIT = 0.1
+"""l1 for l2 = 1: at most half of the rows' number leaves no weight of standardised columns."""
 PATIENCE = 2
 LOOSE = 3e-3
 """Gradient, relative to that at zero weights, at which a candidate's val score has settled."""
@@ -34,6 +38,23 @@ class Split:
     val: NDArray[np.intp]
     n_classes: int
     metric: Metric
+    penalty: Penalty = Penalty.L2
+    class_weight: ClassWeight = ClassWeight.NONE
+
+    def fit(
+        self, X: NDArray[np.float32], strength: float, init: probe.Fit | None, tol: float
+    ) -> probe.Fit:
+        """Fit logistic regression to standardised train rows, penalised by *strength* a row."""
+        y = self.codes[self.train]
+        share = L1_SHARES[self.penalty]
+        weight = None
+        if self.class_weight is ClassWeight.BALANCED:
+            weight = probe.balanced_weights(y, self.n_classes)
+        return probe.fit(
+            X, y, self.n_classes,
+            l1=L1_UNIT * share * strength * len(y), l2=(1.0 - share) * strength * len(y),
+            sample_weight=weight, init=init, tol=tol,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,7 @@ class Fitted:
     fit: probe.Fit
     standard: probe.Standardised
     strength: float
-    """l2 as a share of the training rows."""
+    """Penalty as a share of the training rows."""
     val_probs: NDArray[np.float64]
     """(n_val, n_classes)"""
     score: float
@@ -61,56 +82,50 @@ class Fitted:
         return probe.predict_proba(self.fit, X, self.val_probs.shape[1])
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A choice with the head that was fitted to it."""
-
-    choice: Choice
-    neurons: int
-    fitted: Fitted
-
-
 def fit_columns(
     values: NDArray[Any], split: Split, strengths: Iterable[float] = STRENGTHS, tol: float = LOOSE
 ) -> Fitted:
-    """Fit ridge logistic regressions of falling strength and keep one by validation rows.
+    """Fit logistic regressions of falling strength and keep one by validation rows.
 
-    Strengths are walked from strong to weak with warm starts, and left when the log loss on
-    validation rows has risen `PATIENCE` times in a row. The strongest wins whose log loss is
-    within one standard error of the lowest (Breiman et al. 1984): new texts differ from the
-    validation rows more than these do from train. Log loss picks the strength whatever the metric:
-    it is smooth where accuracy on a few hundred rows is a staircase.
+    Strengths are left when the log loss on validation rows has risen `PATIENCE` times in a row. The
+    strongest wins whose log loss is within one standard error of the lowest (Breiman et al. 1984):
+    new texts differ from the validation rows more than these do from train. Log loss picks the
+    strength whatever the metric: it is smooth where accuracy on a few hundred rows is a staircase.
 
     Parameters
     ----------
     values : (N, n) columns; rows as in ``split.codes``
     """
-    standard = probe.standardise(values[split.train])
-    X_val = standard.transform(values[split.val])
-    y, y_val = split.codes[split.train], split.codes[split.val]
-    found: list[Fitted] = []
-    fit, worse = None, 0
-    for strength in strengths:
-        fit = probe.fit(
-            standard.X, y, split.n_classes, l1=0.0, l2=strength * len(y), init=fit, tol=tol
-        )
-        probs = probe.predict_proba(fit, X_val, split.n_classes)
-        result = score(split.metric, y_val, probs), metrics.log_loss(y_val, probs)
-        worse = worse + 1 if found and result[1] > min(f.log_loss for f in found) else 0
-        found.append(Fitted(fit, standard, strength, probs, *result))
-        if worse >= PATIENCE:
-            break
+    found = walk_strengths(values, split, strengths, tol, PATIENCE)
+    y_val = split.codes[split.val]
     losses = [metrics.row_losses(y_val, candidate.val_probs) for candidate in found]
     lowest = min(losses, key=lambda rows: float(rows.mean()))
     near = [float((r - lowest).mean()) <= float((r - lowest).std()) / len(r) ** 0.5 for r in losses]
     return found[near.index(True)]
 
 
-def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
-    """*metric* on some rows; macro-F1 of two classes at its best threshold on them."""
-    if metric is Metric.MACRO_F1 and probs.shape[1] == 2:
-        return metrics.macro_f1(y, metrics.decide(probs, metrics.best_threshold(y, probs)), 2)
-    return metrics.score_function(metric)(y, probs)
+def walk_strengths(
+    values: NDArray[Any],
+    split: Split,
+    strengths: Iterable[float],
+    tol: float = LOOSE,
+    patience: int | None = None,
+) -> list[Fitted]:
+    """Fit logistic regressions from strong to weak, each from where the last one ended."""
+    standard = probe.standardise(values[split.train])
+    X_val = standard.transform(values[split.val])
+    y_val = split.codes[split.val]
+    found: list[Fitted] = []
+    fit, worse = None, 0
+    for strength in strengths:
+        fit = split.fit(standard.X, strength, fit, tol)
+        probs = probe.predict_proba(fit, X_val, split.n_classes)
+        result = score(split.metric, y_val, probs), metrics.log_loss(y_val, probs)
+        worse = worse + 1 if found and result[1] > min(f.log_loss for f in found) else 0
+        found.append(Fitted(fit, standard, strength, probs, *result))
+        if worse == patience:
+            break
+    return found
 
 
 def pooling_groups(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
@@ -145,13 +160,31 @@ def next_choices(best: Choice, config: TrainConfig, n_layers: int) -> list[Choic
     return around + [replace(best, depth=depth) for depth in depths]
 
 
+def finalists(
+    tried: Sequence[Judged], split: Split, most: int | None
+) -> dict[Choice, tuple[float, ...]]:
+    """The choice of the lowest log loss for each site and pooling, with strengths around its own.
+
+    One of each kind, since on few rows the order of kinds is uncertain. *most*: only so many.
+    """
+    y = split.codes[split.val]
+    ranked = sorted(tried, key=lambda item: metrics.log_loss(y, item.probs))
+    kinds: dict[tuple[str, tuple[Pooling, ...]], Judged] = {}
+    for item in ranked:
+        kinds.setdefault((item.choice.site, item.choice.poolings), item)
+    return {
+        item.choice: (3 * item.strength, item.strength, item.strength / 3)
+        for item in list(kinds.values())[:most]
+    }
+
+
 def try_all(
     choices: Iterable[Choice],
     reader: Reader,
     split: Split,
     config: TrainConfig,
     step: Callable[[], None],
-) -> list[Candidate]:
+) -> list[Judged]:
     """Fit a head to every choice, side by side, each on one core.
 
     Choices that read nothing, or more than ``max_neurons`` or ``max_cells`` allow, are passed over.
@@ -160,11 +193,12 @@ def try_all(
     if config.max_neurons is not None:
         most = min(most, config.max_neurons)
 
-    def one(choice: Choice) -> Candidate | None:
+    def one(choice: Choice) -> Judged | None:
         count = reader.count(choice)
         found = None
         if 0 < count <= most:
-            found = Candidate(choice, count, fit_columns(reader.gather(choice), split))
+            fitted = fit_columns(reader.gather(choice), split)
+            found = Judged(choice, count, fitted.strength, fitted.val_probs)
         step()
         return found
 
@@ -180,17 +214,3 @@ def try_all(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-
-def best_of(candidates: Sequence[Candidate], n_val: int) -> Candidate:
-    """The best on validation rows.
-
-    Scores within one standard error of the highest are ties: on a few hundred rows, the highest of
-    a hundred candidates is mostly lucky. Of tied candidates the one with the lowest log loss wins,
-    which is far less noisy; of equal ones the shallower, then the smaller.
-    """
-    top = max(candidate.fitted.score for candidate in candidates)
-    share = min(max(abs(top), 0.0), 1.0)
-    error = (share * (1.0 - share) / n_val) ** 0.5  # of a share of n_val rows; near enough for F1
-    tied = [candidate for candidate in candidates if candidate.fitted.score >= top - error]
-    return min(tied, key=lambda c: (c.fitted.log_loss, c.choice.depth, c.neurons))
