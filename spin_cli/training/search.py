@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics, probe
@@ -25,6 +26,7 @@ L1_UNIT = 0.1
 PATIENCE = 2
 LOOSE = 3e-3
 """Gradient, relative to that at zero weights, at which a candidate's val score has settled."""
+WIDE, JITTER = 2, 1e-5
 FIRST_ETAS = (0.4, 0.9)
 FIRST_DEPTHS = 3
 
@@ -114,11 +116,15 @@ def walk_strengths(
     """Fit logistic regressions from strong to weak, each from where the last one ended."""
     standard = probe.standardise(values[split.train])
     X_val = standard.transform(values[split.val])
+    solve = _Short(standard.X, tol) if _is_wide(standard.X, split, tol) else None
     y_val = split.codes[split.val]
     found: list[Fitted] = []
     fit, worse = None, 0
     for strength in strengths:
-        fit = split.fit(standard.X, strength, fit, tol)
+        if solve is None:
+            fit = split.fit(standard.X, strength, fit, tol)
+        else:
+            fit = solve.fit(split, strength)
         probs = probe.predict_proba(fit, X_val, split.n_classes)
         result = score(split.metric, y_val, probs), metrics.log_loss(y_val, probs)
         worse = worse + 1 if found and result[1] > min(f.log_loss for f in found) else 0
@@ -126,6 +132,35 @@ def walk_strengths(
         if worse == patience:
             break
     return found
+
+
+def _is_wide(X: NDArray[np.float32], split: Split, tol: float) -> bool:
+    """Whether there are so many columns that it pays to trade them for rows."""
+    return split.penalty is Penalty.L2 and X.shape[1] > WIDE * X.shape[0] and tol >= LOOSE
+
+
+class _Short:
+    """Ridge on many columns as ridge on as many columns as there are rows.
+
+    With a ridge penalty the weights are sums of rows, ``w = Xᵀa``, and only ``K = XXᵀ`` matters
+    (Kimeldorf & Wahba 1971). With ``K = LLᵀ`` the problem in L has the same optimum, and weights v
+    there are ``w = XᵀL⁻ᵀv`` here.
+    """
+
+    def __init__(self, X: NDArray[np.float32], tol: float) -> None:
+        self.X, self.tol = X, tol
+        gram = X @ X.T
+        # Centred columns leave K without full rank.
+        gram[np.diag_indices(len(gram))] += np.float32(JITTER * np.trace(gram) / len(gram))
+        factor = cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+        self.L = np.ascontiguousarray(factor, np.float32)
+        self.last: probe.Fit | None = None
+
+    def fit(self, split: Split, strength: float) -> probe.Fit:
+        """As `Split.fit`, for weights on X."""
+        self.last = split.fit(self.L, strength, self.last, self.tol)
+        a = solve_triangular(self.L, self.last.coef.T, lower=True, trans="T", check_finite=False)
+        return replace(self.last, coef=np.ascontiguousarray((self.X.T @ a).T, np.float32))
 
 
 def pooling_groups(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
@@ -150,13 +185,20 @@ def first_choices(config: TrainConfig, poolings: Sequence[Pooling], n_layers: in
     ]
 
 
-def next_choices(best: Choice, config: TrainConfig, n_layers: int) -> list[Choice]:
-    """What lies around *best*: every eta at its depth, depths nearby at its eta."""
+def next_choices(
+    best: Choice, config: TrainConfig, n_layers: int, etas: int | None = None
+) -> list[Choice]:
+    """What lies around *best*: etas at its depth, depths nearby at its eta.
+
+    *etas*: only so many to either side.
+    """
     deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
     reach = max(1, -(-deepest // FIRST_DEPTHS))
     step = max(1, reach // 3)
     depths = range(max(0, best.depth - reach), min(deepest, best.depth + reach) + 1, step)
-    around = [replace(best, eta=eta) for eta in config.etas]
+    place = config.etas.index(best.eta)
+    beside = slice(None) if etas is None else slice(max(0, place - etas), place + etas + 1)
+    around = [replace(best, eta=eta) for eta in config.etas[beside]]
     return around + [replace(best, depth=depth) for depth in depths]
 
 

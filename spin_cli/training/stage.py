@@ -49,6 +49,7 @@ from spin_cli.training.search import (
 )
 from spin_cli.training.table import SITES, Reader
 
+FAST_FINALISTS = 6
 FINAL_TOL = 1e-4
 """Gradient, relative to that at zero weights, to which the chosen head is solved."""
 
@@ -172,15 +173,16 @@ def cross_validate(
     """Judge the best of each kind out of fold, then what lies around the best of these."""
     split, config = inputs.split, inputs.config
     crossing = Folds(reader, split, folds, config.workers, config.seed)
-    some = finalists(tried, split, None if config.search is Search.FULL else 8)
+    full = config.search is Search.FULL
+    some = finalists(tried, split, None if full else FAST_FINALISTS)
     crossed = crossing.judge(some, step)
     best = best_of(crossed, split.codes, split.metric)
     most = max(config.max_cells // len(split.train), 1)
     if config.max_neurons is not None:
         most = min(most, config.max_neurons)
     near = {
-        choice: some[best.choice]
-        for choice in next_choices(best.choice, config, len(inputs.layers))
+        choice: some[best.choice] if full else (best.strength,)
+        for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
         if choice not in some and 0 < reader.count(choice) <= most
     }
     return crossed + crossing.judge(near, step)
