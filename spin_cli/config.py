@@ -187,7 +187,9 @@ DEFAULT_ETAS_TEXT = ",".join(f"{eta:g}" for eta in DEFAULT_ETAS)
 DEFAULT_MAX_LENGTH = 512
 MAX_OVERLAP = 0.9
 """Windows that shared more would make a long text cost ten times its length."""
-CV_FOLDS, CV_VAL_ROWS, CV_MAX_ROWS = 5, 1_000, 20_000
+CV_FOLDS, CV_FEW_ROWS, CV_FEW_FOLDS = 5, 5_000, 3
+"""Folds of a cross-validated choice, and with more rows than so many."""
+CV_VAL_ROWS, CV_MAX_ROWS = 1_000, 20_000
 MAX_TEXT_CHARS = 2_000_000
 """A longer text is refused: it is a file in one field, most likely a broken quote."""
 
@@ -285,8 +287,9 @@ class TrainConfig:
     """Training rows times neurons of the largest head tried: bounds time and memory."""
     search: Search = Search.FAST
     cv: int | None = None
-    """Folds of the cross-validated choice; 0: val rows alone; None: `CV_FOLDS` where val has under
-    `CV_VAL_ROWS` rows and train and val together no more than `CV_MAX_ROWS`."""
+    """Folds of the cross-validated choice; 0: val rows alone; None: `CV_FOLDS`, or for many rows
+    `CV_FEW_FOLDS`, where val has under `CV_VAL_ROWS` rows and train and val together no more than
+    `CV_MAX_ROWS`."""
     head: HeadKind = HeadKind.LOGISTIC
     penalty: Penalty = Penalty.L2
     class_weight: ClassWeight = ClassWeight.NONE
@@ -300,6 +303,8 @@ class TrainConfig:
     abstain_below: float | None = None
     target_accuracy: float | None = None
     """Accuracy wanted of the answers given; the others are abstained from."""
+    oof: Path | None = None
+    """Where to write out-of-fold probabilities of train and val texts."""
     workers: int = 0
     seed: int = 0
 

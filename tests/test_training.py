@@ -22,7 +22,7 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import DataError, UsageError
-from spin_cli.training import baselines, calibration, search
+from spin_cli.training import baselines, calibration, mlp, search
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.folds import Folds, fold_rows
 from spin_cli.training.pick import Judged, best_of, frontier
@@ -301,3 +301,24 @@ def test_tfidf_learns_words_and_knows_only_the_vocabulary_of_train():
     unknown = [*texts[:260], *["zebra"] * 40]
     blank = baselines.tfidf(unknown, codes, rows, 3)["test"]
     assert np.ptp(blank, axis=0).max() == 0
+
+
+# -- hidden units ----------------------------------------------------------------------------
+
+
+def test_hidden_units_learn_what_no_linear_head_can_and_fold_to_raw_columns():
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(900, 4)) * [1, 5, 0.1, 1] + [3, -20, 0, 0]).astype(np.float32)
+    codes = ((X[:, 0] > 3) ^ (X[:, 1] > -20)).astype(np.int64)
+    split = make_split(codes, 700)
+    layers, standard = mlp.fit_mlp(X, split, seed=0)
+    assert metrics.accuracy(codes[700:], layers.val_probs.argmax(1)) > 0.9
+    assert search.fit_columns(X, split).score < 0.7
+    A, a = layers.folded(standard)
+    units = np.maximum(X[700:].astype(float) @ A.T.astype(float) + a, 0.0)
+    probs = metrics.probabilities(units @ layers.weight.T + layers.bias, 2)
+    np.testing.assert_allclose(probs, layers.val_probs, atol=1e-4)
+    again, _ = mlp.fit_mlp(X, split, seed=0)
+    np.testing.assert_array_equal(again.hidden, layers.hidden)
+    other, _ = mlp.fit_mlp(X, split, seed=1)
+    assert (other.hidden != layers.hidden).any()

@@ -13,6 +13,7 @@ from spin_cli.config import (
     ClassWeight,
     Dtype,
     Format,
+    HeadKind,
     Long,
     Metric,
     Penalty,
@@ -194,5 +195,16 @@ TargetAccuracy = Annotated[
     typer.Option(
         "--target-accuracy", min=0, max=1, help="Abstain from as few texts as this takes.",
         rich_help_panel=DECISIONS,
+    ),
+]  # fmt: skip
+KindOfHead = Annotated[
+    HeadKind,
+    typer.Option("--head", help="mlp: one layer of hidden units, on the neurons chosen linearly."),
+]
+OutOfFold = Annotated[
+    Path | None,
+    typer.Option(
+        "--oof", metavar="FILE",
+        help="Write out-of-fold probabilities of the training texts (CSV), to find wrong labels.",
     ),
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from spin_cli.config import (
     Dtype,
     ExtractConfig,
     Format,
+    HeadKind,
     Long,
     ModelConfig,
     Penalty,
@@ -341,6 +342,7 @@ def train(
     ] = None,
     search: o.SearchBudget = Search.FAST,
     cv: o.Folds = None,
+    head: o.KindOfHead = HeadKind.LOGISTIC,
     penalty: o.HeadPenalty = Penalty.L2,
     class_weight: o.ClassWeights = ClassWeight.NONE,
     refit: o.Refit = None,
@@ -350,6 +352,7 @@ def train(
     target_recall: o.TargetRecall = None,
     abstain_below: o.AbstainBelow = None,
     target_accuracy: o.TargetAccuracy = None,
+    oof: o.OutOfFold = None,
     seed: Annotated[int, typer.Option("--seed", help="Deals rows out over folds.")] = 0,
     workers: o.Workers = 0,
     force: o.Force = False,
@@ -368,11 +371,11 @@ def train(
         raise UsageError(f"--site {site}: expected some of hidden, ffn, gate, both")
     config = TrainConfig(
         metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
-        max_neurons=max_neurons, search=search, cv=cv, penalty=penalty,
+        max_neurons=max_neurons, search=search, cv=cv, head=head, penalty=penalty,
         class_weight=class_weight, refit=refit, calibration=calibration,
         positive_label=positive_label, target_precision=target_precision,
         target_recall=target_recall, abstain_below=abstain_below,
-        target_accuracy=target_accuracy, workers=workers, seed=seed,
+        target_accuracy=target_accuracy, oof=oof, workers=workers, seed=seed,
     )  # fmt: skip
     output = output or source.parent / "head"
     show_trained(run_train(source, output, config, force), output, json)

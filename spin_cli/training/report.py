@@ -72,8 +72,11 @@ def measure(
         name: metrics.evaluate(y[name], probs, inputs.classes, head.threshold)
         for name, probs in spin.items()
     }
+    codes = inputs.codes[inputs.search_rows if found.crossed else inputs.rows["val"]]
     report = {
         "metric": inputs.metric.value,
+        "head": inputs.config.head.value,
+        "penalty": inputs.config.penalty.value,
         "chosen": describe(found.best, inputs, found.evidence.codes)
         | {"threshold": head.threshold, "abstain_below": head.abstain_below, "refit": found.refit},
         "judged_on": {"what": found.evidence.what, "rows": len(found.evidence.codes)},
@@ -87,8 +90,7 @@ def measure(
         **{name: _rival_scores(rival, inputs, y) for name, rival in rivals.items()},
         "candidates": _candidates(found, inputs),
         "frontier": [
-            describe(item, inputs, found.evidence.codes)
-            for item in frontier(found.crossed or found.tried, found.evidence.codes)
+            describe(item, inputs, codes) for item in frontier(found.crossed or found.tried, codes)
         ],
         "notes": notes,
     }
@@ -259,7 +261,7 @@ def _candidates(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
     listed = []
     val = inputs.codes[inputs.rows["val"]]
     for items, y, what in (
-        (found.crossed, found.evidence.codes, "out-of-fold"),
+        (found.crossed, inputs.codes[inputs.search_rows], "out-of-fold"),
         (found.tried, val, "val"),
     ):
         entries = [describe(item, inputs, y) | {"judged_on": what} for item in items]

@@ -7,17 +7,21 @@ alone; a second reader, of test rows, is made once the head and the baselines ar
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spin_cli import artifacts, probe
 from spin_cli.config import (
+    CV_FEW_FOLDS,
+    CV_FEW_ROWS,
     CV_FOLDS,
     CV_MAX_ROWS,
     CV_VAL_ROWS,
+    HeadKind,
     Progress,
     Search,
     Site,
@@ -36,10 +40,11 @@ from spin_cli.training.calibration import (
 from spin_cli.training.card import model_card
 from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
+from spin_cli.training.mlp import fit_final_mlp
+from spin_cli.training.oof import write_oof
 from spin_cli.training.pick import Judged, best_of
 from spin_cli.training.report import Found, measure
 from spin_cli.training.search import (
-    Fitted,
     finalists,
     first_choices,
     next_choices,
@@ -48,6 +53,16 @@ from spin_cli.training.search import (
     walk_strengths,
 )
 from spin_cli.training.table import SITES, Reader
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a head, before calibration, on raw columns; see `Head`."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float64]
+    hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
+
 
 FAST_FINALISTS = 6
 FINAL_TOL = 1e-4
@@ -85,9 +100,13 @@ def train(
     inputs = read_inputs(source, selection, config)
     reader = make_reader(source, inputs, inputs.search_rows)
     found = search(reader, inputs, progress)
-    fitted = fit_final(reader, inputs, found)
+    oof = out_of_fold(reader, inputs, found) if config.oof else None
+    if config.head is HeadKind.MLP:
+        found, weights = fit_hidden(reader, inputs, found)
+    else:
+        weights = fit_final(reader, inputs, found)
     notes: list[str] = []
-    head, scaling = build_head(reader, inputs, found, fitted, notes)
+    head, scaling = build_head(reader, inputs, found, weights, notes)
     report = measure(source, inputs, found, head, scaling, notes)
     with artifacts.building(output, force=force) as folder:
         save_head(folder, head)
@@ -101,13 +120,25 @@ def train(
         manifest = artifacts.write_manifest(folder, "head", content)
         log = {"seconds": round(time.time() - started, 2)}
         artifacts.write_log(folder, log)
+    if oof is not None and config.oof is not None:
+        linear = config.head is HeadKind.LOGISTIC  # the scaling of another head is of no use
+        write_oof(config.oof, inputs, scaling.apply(oof) if linear else oof)
     return manifest | {"metrics": report, "log": log}
 
 
+def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.float64]:
+    """Out-of-fold probabilities of train and val rows by linear heads as the chosen one."""
+    if found.evidence.what == "out-of-fold":
+        return found.evidence.probs
+    folds = Folds(reader, inputs.split, CV_FOLDS, inputs.config.workers, inputs.config.seed)
+    return folds.judge({found.best.choice: [found.best.strength]})[0].probs
+
+
 def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """What decides a head: the selection and the options, but not the number of workers."""
+    """What decides a head: the selection and the options, not what else is written."""
     options = artifacts.to_plain(config)
-    options.pop("workers")
+    for name in ("workers", "oof"):
+        options.pop(name)
     return {"parent": parent["fingerprint"], "options": options}
 
 
@@ -163,8 +194,10 @@ def fold_count(inputs: Inputs) -> int:
                 f"--cv {config.cv}: from 2 to {smallest} (rows of the rarest class), or 0 for none"
             )
         return config.cv
-    few = n_val < CV_VAL_ROWS and len(inputs.search_rows) <= CV_MAX_ROWS
-    return CV_FOLDS if few and smallest >= CV_FOLDS else 0
+    rows = len(inputs.search_rows)
+    if n_val >= CV_VAL_ROWS or rows > CV_MAX_ROWS or smallest < CV_FOLDS:
+        return 0
+    return CV_FOLDS if rows <= CV_FEW_ROWS else CV_FEW_FOLDS
 
 
 def cross_validate(
@@ -195,30 +228,36 @@ def _possible(config: TrainConfig, sites: set[Site]) -> TrainConfig:
     return replace(config, sites=kept)
 
 
-def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Fitted:
-    """The chosen head, solved to `FINAL_TOL`; ``val_probs`` mean nothing where val is fitted."""
+def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
+    """The chosen head, solved to `FINAL_TOL`, on raw columns."""
     split = inputs.split
     if found.refit:
         split = replace(split, train=np.arange(len(split.codes)))
     columns = reader.gather(found.best.choice)
-    return walk_strengths(columns, split, [found.best.strength], FINAL_TOL)[0]
+    fitted = walk_strengths(columns, split, [found.best.strength], FINAL_TOL)[0]
+    weight, bias = probe.fold_back(fitted.fit, fitted.standard)
+    return Weights(weight, bias)
+
+
+def fit_hidden(reader: Reader, inputs: Inputs, found: Found) -> tuple[Found, Weights]:
+    """Hidden units on the neurons that were chosen; they are judged by val rows alone."""
+    columns = reader.gather(found.best.choice)
+    layers, standard = fit_final_mlp(columns, inputs.split, inputs.config.seed, found.refit)
+    best = replace(found.best, probs=layers.val_probs)
+    val = inputs.codes[inputs.rows["val"]]
+    evidence = Evidence(val, layers.val_probs, tuple(inputs.classes), "val")
+    found = replace(found, best=best, evidence=evidence)
+    return found, Weights(layers.weight, layers.bias, layers.folded(standard))
 
 
 def build_head(
-    reader: Reader, inputs: Inputs, found: Found, fitted: Fitted, notes: list[str]
+    reader: Reader, inputs: Inputs, found: Found, weights: Weights, notes: list[str]
 ) -> tuple[Head, Scaling]:
-    """Calibrate, settle the thresholds, and fold every scale into the weights."""
+    """Calibrate, settle the thresholds, and fold the calibration into the last weights."""
     config, evidence = inputs.config, found.evidence
     scaling = fit_scaling(evidence, config.calibration, notes)
     evidence = replace(evidence, probs=scaling.apply(evidence.probs))
     threshold = choose_threshold(evidence, inputs.metric, config, notes)
-    abstain_below = choose_abstention(evidence, threshold, config, notes)
-    scaled = replace(
-        fitted.fit,
-        coef=(fitted.fit.coef * scaling.slope).astype(np.float32),
-        intercept=fitted.fit.intercept * scaling.slope + scaling.shift,
-    )
-    weight, bias = probe.fold_back(scaled, fitted.standard)
     choice = found.best.choice
     features = tuple(
         HeadFeature(f.layer, f.site, f.pooling, f.width, neurons)
@@ -228,13 +267,14 @@ def build_head(
     head = Head(
         classes=tuple(inputs.classes),
         features=features,
-        weight=weight,
-        bias=bias,
+        weight=(weights.weight * np.float32(scaling.slope)).astype(np.float32),
+        bias=weights.bias * scaling.slope + scaling.shift,
         threshold=threshold,
         blocks=blocks_needed([f.layer for f in features]),
         storage_dtype=inputs.dtype,
         model=manifest["request"]["model"],
         reading=manifest["request"]["options"]["model"],
-        abstain_below=abstain_below,
+        hidden=weights.hidden,
+        abstain_below=choose_abstention(evidence, threshold, config, notes),
     )
     return head, scaling
