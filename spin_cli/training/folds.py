@@ -73,7 +73,9 @@ class Folds:
         """Fit every head of one fold and fill in the rows that it holds out."""
         inside, outside = np.flatnonzero(self.fold != k), np.flatnonzero(self.fold == k)
         part = replace(self.split, train=inside, val=outside)
-        reader = self.reader.with_ranking(self.ranked[k])
+        # In the model's order, not in that in which threads were done: sums depend on it.
+        ranked = {f: self.ranked[k][f] for f in self.reader.ranked if f in self.ranked[k]}
+        reader = self.reader.with_ranking(ranked)
         for choice in strengths:  # read once, here: the workers then only share it
             for item in reader.matching(choice):
                 reader.ranked_columns(item)
