@@ -108,6 +108,48 @@ class Control(str, Enum):
     """A second probe of each matrix, for shuffled labels (Hewitt & Liang 2019)."""
 
 
+class Search(str, Enum):
+    """How much is tried."""
+
+    FAST = "fast"
+    FULL = "full"
+
+
+class Penalty(str, Enum):
+    """What keeps a head's weights small."""
+
+    L2 = "l2"
+    L1 = "l1"
+    ELASTICNET = "elasticnet"
+    """Half of each."""
+
+
+class ClassWeight(str, Enum):
+    """How much a row counts."""
+
+    NONE = "none"
+    BALANCED = "balanced"
+    """Every class the same in total."""
+
+
+class HeadKind(str, Enum):
+    """Kinds of classifier."""
+
+    LOGISTIC = "logistic"
+    MLP = "mlp"
+    """One layer of hidden units."""
+
+
+class Calibration(str, Enum):
+    """What is fitted to the logits on rows that the head was not trained on."""
+
+    NONE = "none"
+    TEMPERATURE = "temperature"
+    """One factor."""
+    PER_CLASS = "per-class"
+    """One factor, and a shift for each class."""
+
+
 class Format(str, Enum):
     """Text file formats."""
 
@@ -152,6 +194,9 @@ DEFAULT_ETAS_TEXT = ",".join(f"{eta:g}" for eta in DEFAULT_ETAS)
 DEFAULT_MAX_LENGTH = 512
 MAX_OVERLAP = 0.9
 """Windows that shared more would make a long text cost ten times its length."""
+CV_FOLDS, CV_FEW_ROWS, CV_FEW_FOLDS = 5, 5_000, 3
+"""Folds of a cross-validated choice, and with more rows than so many."""
+CV_VAL_ROWS, CV_MAX_ROWS = 1_000, 20_000
 MAX_TEXT_CHARS = 2_000_000
 """A longer text is refused: it is a file in one field, most likely a broken quote."""
 
@@ -259,6 +304,26 @@ class TrainConfig:
     max_neurons: int | None = None
     max_cells: int = 120_000_000
     """Training rows times neurons of the largest head tried: bounds time and memory."""
+    search: Search = Search.FAST
+    cv: int | None = None
+    """Folds of the cross-validated choice; 0: val rows alone; None: `CV_FOLDS`, or for many rows
+    `CV_FEW_FOLDS`, where val has under `CV_VAL_ROWS` rows and train and val together no more than
+    `CV_MAX_ROWS`."""
+    head: HeadKind = HeadKind.LOGISTIC
+    penalty: Penalty = Penalty.L2
+    class_weight: ClassWeight = ClassWeight.NONE
+    refit: bool | None = None
+    """Fit the chosen head to train and val together; None: where it was chosen by folds."""
+    calibration: Calibration = Calibration.TEMPERATURE
+    positive_label: str | None = None
+    """The class that targets are about; None: the second."""
+    target_precision: float | None = None
+    target_recall: float | None = None
+    abstain_below: float | None = None
+    target_accuracy: float | None = None
+    """Accuracy wanted of the answers given; the others are abstained from."""
+    oof: Path | None = None
+    """Where to write out-of-fold probabilities of train and val texts."""
     workers: int = 0
     seed: int = 0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from spin_cli.config import Metric
 
@@ -63,10 +64,14 @@ def per_class(y: Codes, predicted: Codes, n_classes: int) -> list[dict[str, floa
 
 def macro_f1(y: Codes, predicted: Codes, n_classes: int) -> float:
     """Mean of the classes' F1 scores; a class that neither occurs nor is predicted is left out."""
-    table = confusion(y, predicted, n_classes)
-    sizes = table.sum(0) + table.sum(1)
+    return scores_of(confusion(y, predicted, n_classes))[1]
+
+
+def scores_of(table: NDArray[np.int64]) -> tuple[float, float]:
+    """Accuracy and macro-F1 of a `confusion` table."""
+    sizes, right = table.sum(0) + table.sum(1), np.diag(table)
     there = sizes > 0
-    return float(np.mean(2 * np.diag(table)[there] / sizes[there]))
+    return float(right.sum() / table.sum()), float(np.mean(2 * right[there] / sizes[there]))
 
 
 def auroc(y: Codes, score: NDArray[Any]) -> float:
@@ -140,8 +145,32 @@ def evaluate(
         "macro_f1": macro_f1(y, predicted, len(classes)),
         "log_loss": log_loss(y, probs),
         "per_class": dict(zip(classes, per_class(y, predicted, len(classes)), strict=True)),
+        "ece": calibration_error(y, probs),
         "confusion": confusion(y, predicted, len(classes)).tolist(),
     }
     if len(classes) == 2:
         scores["auroc"] = auroc(y, probs[:, 1])
     return scores
+
+
+def calibration_error(y: Codes, probs: Probs, bins: int = 15) -> float:
+    """Expected calibration error of the likeliest class (Guo et al. 2017), bins of equal width."""
+    sure, right = probs.max(1), probs.argmax(1) == y
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, right - sure, bins)
+    return float(np.abs(gaps).sum() / len(y))
+
+
+def resamples(rows: int, times: int, seed: int = 0) -> list[NDArray[np.intp]]:
+    """Row numbers of bootstrap samples, each as many rows as there are."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, rows, rows) for _ in range(times)]
+
+
+def mcnemar(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Two-sided exact p value of McNemar's test that two classifiers err equally often.
+
+    Only rows on which one is right and the other wrong count: under the hypothesis, a fair coin.
+    """
+    a, b = int((right & ~other).sum()), int((~right & other).sum())
+    return float(binomtest(a, a + b).pvalue) if a + b else 1.0

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spin_cli.artifacts import to_plain
+from spin_cli import artifacts
 from spin_cli.config import ModelConfig, Pooling, Site, StorageDtype
 from spin_cli.errors import ArtifactError
 from spin_cli.head import CONFIG, WEIGHTS, Head, HeadFeature, load_head, save_head
 
-READING = to_plain(ModelConfig("m"))
+READING = artifacts.to_plain(ModelConfig("m", max_length=8))
 
 
 def make_head(classes=("a", "b", "c"), units=None, **fields) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import filecmp
 import json
 import shutil
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from spin_cli import activations, artifacts, extraction, prediction, selection, training
+from spin_cli import activations, artifacts, extraction, metrics, prediction, selection, training
 from spin_cli.activations import Feature
 from spin_cli.config import (
     DataConfig,
     ExtractConfig,
+    HeadKind,
     ModelConfig,
     Pooling,
     PredictConfig,
@@ -215,3 +217,64 @@ def test_a_selection_of_activations_that_changed_is_refused(data, whole, tmp_pat
     extraction.extract(data, run / "activations", other, force=True)
     with pytest.raises(ArtifactError, match="changed since"):
         training.train(run / "selection", run / "head", TrainConfig(), force=True)
+
+
+def test_a_head_with_hidden_units_predicts_what_train_measured(data, whole, tmp_path):
+    config = TrainConfig(head=HeadKind.MLP, abstain_below=0.6)
+    made = training.train(whole / "selection", tmp_path / "head", config)
+    predictor = prediction.open_predictor(tmp_path / "head", PredictConfig())
+    assert predictor.head.hidden is not None
+    rows = list(prediction.read_input(str(data / "test.csv"), PredictConfig(evaluate=True)))
+    probs = predictor.probabilities([row.text for row in rows])
+    codes = np.array([predictor.head.classes.index(row.label) for row in rows])
+    measured = made["metrics"]["spin"]["test"]
+    assert metrics.log_loss(codes, probs) == pytest.approx(measured["log_loss"], abs=5e-3)
+    answered = ~predictor.head.abstains(probs)
+    assert made["metrics"]["answered"]["test"]["share"] == pytest.approx(answered.mean(), abs=0.02)
+
+
+def test_out_of_fold_probabilities_are_written_and_are_those_that_were_scored(whole, tmp_path):
+    made = training.train(
+        whole / "selection", tmp_path / "head", TrainConfig(oof=tmp_path / "oof.csv")
+    )
+    with (tmp_path / "oof.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "label", "prob_negative", "prob_positive"]
+    samples = activations.read_samples(whole / "activations")
+    kept = samples.splits != "test"
+    assert [row["id"] for row in rows] == samples.ids[kept].tolist()
+    assert [row["label"] for row in rows] == samples.labels[kept].tolist()
+    probs = np.array([[float(row["prob_negative"]), float(row["prob_positive"])] for row in rows])
+    codes = (samples.labels[kept] == "positive").astype(int)
+    scored = made["metrics"]["spin"]["out-of-fold"]
+    assert metrics.log_loss(codes, probs) == pytest.approx(scored["log_loss"], abs=1e-4)
+    one, other = (run / "head" / "head.safetensors" for run in (tmp_path, whole))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_rivals_and_intervals_are_in_the_report(whole):
+    report = json.loads((whole / "head" / "metrics.json").read_text())
+    assert {"last_layer", "best_layer", "tfidf"} <= set(report)
+    for name in ("spin", "last_layer", "best_layer", "tfidf"):
+        scores = report[name]["test"]
+        for metric in ("accuracy", "macro_f1"):
+            low, high = scores["intervals"][metric]
+            assert low < scores[metric] < high
+    best = report["comparison"]["against"]
+    difference = report["comparison"]["difference"]["accuracy"]["value"]
+    assert difference == pytest.approx(
+        report["spin"]["test"]["accuracy"] - report[best]["test"]["accuracy"]
+    )
+    assert "TF-IDF" in (whole / "head" / "README.md").read_text()
+
+
+def test_without_the_texts_there_is_no_tfidf_and_the_reason_is_told(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    extraction.extract(copy, tmp_path / "activations", replace(CONFIG, layers="1"))
+    selection.select(tmp_path / "activations", tmp_path / "selection", SelectConfig())
+    with (copy / "val.csv").open("a") as file:
+        file.write("another,positive\n")
+    made = training.train(tmp_path / "selection", tmp_path / "head", TrainConfig(cv=0))
+    assert "tfidf" not in made["metrics"]
+    assert any("val.csv changed" in note for note in made["metrics"]["notes"])
+    assert made["metrics"]["judged_on"] == {"what": "val", "rows": 60}

@@ -7,8 +7,22 @@ from typing import Annotated
 
 import typer
 
-from spin_cli.config import MAX_OVERLAP, Dtype, Format, Long, Metric, Side, StorageDtype
+from spin_cli.config import (
+    MAX_OVERLAP,
+    Calibration,
+    ClassWeight,
+    Dtype,
+    Format,
+    HeadKind,
+    Long,
+    Metric,
+    Penalty,
+    Search,
+    Side,
+    StorageDtype,
+)
 
+DECISIONS = "Decisions"
 INPUT = "Input"
 MODEL = "Model"
 
@@ -161,3 +175,74 @@ ChooseBy = Annotated[
     Metric | None,
     typer.Option("--metric", help="What is chosen by; default accuracy, macro-f1 if uneven."),
 ]
+SearchBudget = Annotated[
+    Search, typer.Option("--search", help="How many heads are cross-validated.")
+]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        "--cv", min=0,
+        help="Folds of select and train together; 0: none; default 5 where val has few rows.",
+    ),
+]  # fmt: skip
+HeadPenalty = Annotated[Penalty, typer.Option("--penalty", help="On the head's weights.")]
+ClassWeights = Annotated[
+    ClassWeight, typer.Option("--class-weight", help="balanced: every class counts the same.")
+]
+Refit = Annotated[
+    bool | None,
+    typer.Option(
+        "--refit/--no-refit",
+        help="Fit the chosen head to train and val together; default with --cv.",
+    ),
+]
+Calibrate = Annotated[
+    Calibration,
+    typer.Option("--calibration", help="What is fitted to the logits.", rich_help_panel=DECISIONS),
+]
+PositiveLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--positive-label", help="The class that targets are about; default the second.",
+        rich_help_panel=DECISIONS,
+    ),
+]  # fmt: skip
+TargetPrecision = Annotated[
+    float | None,
+    typer.Option(
+        "--target-precision", min=0, max=1, help="Lowest threshold of this precision.",
+        rich_help_panel=DECISIONS,
+    ),
+]  # fmt: skip
+TargetRecall = Annotated[
+    float | None,
+    typer.Option(
+        "--target-recall", min=0, max=1, help="Highest threshold of this recall.",
+        rich_help_panel=DECISIONS,
+    ),
+]  # fmt: skip
+AbstainBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--abstain-below", min=0, max=1, help="No answer below this probability.",
+        rich_help_panel=DECISIONS,
+    ),
+]  # fmt: skip
+TargetAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        "--target-accuracy", min=0, max=1, help="Abstain from as few texts as this takes.",
+        rich_help_panel=DECISIONS,
+    ),
+]  # fmt: skip
+KindOfHead = Annotated[
+    HeadKind,
+    typer.Option("--head", help="mlp: one layer of hidden units, on the neurons chosen linearly."),
+]
+OutOfFold = Annotated[
+    Path | None,
+    typer.Option(
+        "--oof", metavar="FILE",
+        help="Write out-of-fold probabilities of the training texts (CSV), to find wrong labels.",
+    ),
+]  # fmt: skip

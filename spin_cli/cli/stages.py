@@ -22,13 +22,18 @@ from spin_cli.config import (
     DEFAULT_MAX_LENGTH,
     Bits,
     Control,
+    Calibration,
+    ClassWeight,
     DataConfig,
     Dtype,
     ExtractConfig,
     Format,
+    HeadKind,
     Long,
     ModelConfig,
+    Penalty,
     Pooling,
+    Search,
     SelectConfig,
     Side,
     Site,
@@ -374,14 +379,29 @@ def train(
     max_neurons: Annotated[
         int | None, typer.Option("--max-neurons", min=1, help="Most neurons allowed.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
+    search: o.SearchBudget = Search.FAST,
+    cv: o.Folds = None,
+    head: o.KindOfHead = HeadKind.LOGISTIC,
+    penalty: o.HeadPenalty = Penalty.L2,
+    class_weight: o.ClassWeights = ClassWeight.NONE,
+    refit: o.Refit = None,
+    calibration: o.Calibrate = Calibration.TEMPERATURE,
+    positive_label: o.PositiveLabel = None,
+    target_precision: o.TargetPrecision = None,
+    target_recall: o.TargetRecall = None,
+    abstain_below: o.AbstainBelow = None,
+    target_accuracy: o.TargetAccuracy = None,
+    oof: o.OutOfFold = None,
+    seed: Annotated[int, typer.Option("--seed", help="Deals rows out over folds.")] = 0,
     workers: o.Workers = 0,
     force: o.Force = False,
     json: o.Json = False,
 ) -> None:
     """Search for the best head on the masked neurons, on validation data.
 
-    The test split is read once, after the choice.
+    Few validation rows? Then train and val rows together are cross-validated, with the neurons of
+    each fold selected anew. Ties go to the shallowest head. The test split is read once, after the
+    choice.
 
     Example: `spin train run/selection`
     """
@@ -390,7 +410,11 @@ def train(
         raise UsageError(f"--site {site}: expected some of hidden, ffn, gate, both")
     config = TrainConfig(
         metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
-        max_neurons=max_neurons, workers=workers, seed=seed,
+        max_neurons=max_neurons, search=search, cv=cv, head=head, penalty=penalty,
+        class_weight=class_weight, refit=refit, calibration=calibration,
+        positive_label=positive_label, target_precision=target_precision,
+        target_recall=target_recall, abstain_below=abstain_below,
+        target_accuracy=target_accuracy, oof=oof, workers=workers, seed=seed,
     )  # fmt: skip
     output = output or source.parent / "head"
     show_trained(run_train(source, output, config, force), output, json)
@@ -417,24 +441,82 @@ def show_trained(manifest: dict[str, Any], output: Path, json: bool) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The table that ends `train` and `demo`."""
-    chosen, base = report["chosen"], report["last_layer"]
+    """The tables that end `train` and `demo`."""
+    for note in report["notes"]:
+        say(f"note: {note}")
+    print_candidates(report)
     rows = []
-    for name, scores, depth, neurons in (
-        ("last layer", base, report["layers_total"], "all"),
-        ("SPIN", report["spin"], chosen["depth"], f"{chosen['neurons']:,}"),
-    ):
+    for key, name in RIVALS.items():
         for split in ("val", "test"):
-            if split in scores:
-                s = scores[split]
-                auroc = f"{s['auroc']:.4f}" if "auroc" in s else "–"
-                rows.append(
-                    [name, split, f"{s['accuracy']:.4f}", f"{s['macro_f1']:.4f}", auroc,
-                     f"{s['log_loss']:.4f}", f"{depth}/{report['layers_total']}", neurons]
-                )  # fmt: skip
+            if split in report.get(key, {}):
+                rows.append([name, split, *score_cells(report[key][split])])
+    chosen = report["chosen"]
     print_table(
-        f"Chosen by {report['metric']} on {report['rows']['val']} val texts:"
-        f" {chosen['site']}, {chosen['pooling']}, eta {chosen['eta']:g}",
-        ["head", "split", "acc", "macro-F1", "AUROC", "log loss", "depth", "neurons"],
+        f"The chosen head ({chosen['depth']} of {report['layers_total']} layers,"
+        f" {chosen['neurons']:,} neurons) and the others; 95% intervals",
+        ["head", "split", "acc", "macro-F1", "AUROC", "log loss", "ECE"],
         rows,
     )
+    if "comparison" in report:
+        found = report["comparison"]
+        name = "macro_f1" if report["metric"] == "macro-f1" else "accuracy"
+        low, high = found["difference"][name]["interval"]
+        say(
+            f"against {RIVALS[found['against']]} on test: {name.replace('_', '-')}"
+            f" {found['difference'][name]['value']:+.4f} ({low:+.4f} to {high:+.4f}),"
+            f" McNemar's p {found['mcnemar_p']:.2g}"
+        )
+    for name, found in report.get("answered", {}).items():
+        say(f"answers {found['share']:.1%} of {name} texts, {found['accuracy']:.4f} of them right")
+
+
+RIVALS = {
+    "last_layer": "last layer",
+    "best_layer": "best layer",
+    "tfidf": "TF-IDF",
+    "spin": "SPIN",
+}
+
+
+def score_cells(scores: dict[str, Any]) -> list[str]:
+    """Cells of one row of the report, with intervals where there are some."""
+    cells = []
+    for name in ("accuracy", "macro_f1", "auroc", "log_loss", "ece"):
+        cell = f"{scores[name]:.4f}" if name in scores else "–"
+        if name in scores.get("intervals", {}):
+            low, high = scores["intervals"][name]
+            cell += f" ({low:.3f}–{high:.3f})"
+        cells.append(cell)
+    return cells
+
+
+def print_candidates(report: dict[str, Any]) -> None:
+    """The best configurations, and what is had for less depth and fewer neurons."""
+    judged = report["judged_on"]
+    columns = ["site", "pooling", "eta", "depth", "neurons", "penalty", report["metric"]]
+
+    def cells(entry: dict[str, Any]) -> list[str]:
+        return [
+            entry["site"], entry["pooling"], f"{entry['eta']:g}", str(entry["depth"]),
+            f"{entry['neurons']:,}", f"{entry['strength']:.2g}", f"{entry['score']:.4f}",
+            f"{entry['log_loss']:.4f}",
+        ]  # fmt: skip
+
+    best = [e for e in report["candidates"] if e["judged_on"] == judged["what"]]
+    print_table(
+        f"Best heads on {judged['rows']} {judged['what']} texts",
+        [*columns, "log loss"],
+        [cells(entry) for entry in best[:6]],
+    )
+    print_table(
+        "The lowest log loss for a depth and a number of neurons",
+        [*columns, "log loss"],
+        [cells(entry) for entry in thinned(report["frontier"], 8)],
+    )
+
+
+def thinned(entries: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most so many of them, evenly chosen, the last one kept."""
+    if len(entries) <= most:
+        return entries
+    return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]

@@ -6,10 +6,18 @@ from typing import Any
 
 from spin_cli.head import Head
 
+NAMES = {
+    "spin": "SPIN",
+    "best_layer": "best single layer",
+    "last_layer": "last layer",
+    "tfidf": "TF-IDF, words and pairs",
+}
+
 
 def model_card(head: Head, report: dict[str, Any]) -> str:
     """Markdown that says what the head is, what it needs and how well it does."""
-    chosen, base = report["chosen"], report["last_layer"]
+    chosen, judged = report["chosen"], report["judged_on"]
+    rows = report["rows"]["train"] + (report["rows"]["val"] if chosen["refit"] else 0)
     lines = [
         "# Text classifier (SPIN head)",
         "",
@@ -17,29 +25,54 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
         "",
         f"Reads {head.neurons} neurons ({chosen['site']}, {chosen['pooling']}-pooled) up to"
         f" {chosen['layer']} of the frozen model `{head.model['id']}`"
-        f" ({head.model['architecture']}); trained on {report['rows']['train']} texts.",
+        f" ({head.model['architecture']}); trained on {rows} texts.",
         "",
-        f"Chosen on {report['rows']['val']} validation texts by {report['metric']}:"
-        f" eta {chosen['eta']}, l2 {chosen['l2_share']} per text, threshold {head.threshold}.",
+        f"Chosen on {judged['rows']} {judged['what']} texts by {report['metric']}:"
+        f" eta {chosen['eta']}, penalty {chosen['strength']:.3g} per text,"
+        f" temperature {report['calibration']['temperature']:.3g}, threshold {head.threshold}"
+        f", no answer below {head.abstain_below}.",
         "",
-        "| split | head | accuracy | macro-F1 | log loss |",
-        "|---|---|---|---|---|",
+        "| split | classifier | accuracy | macro-F1 | log loss | calibration error |",
+        "|---|---|---|---|---|---|",
     ]
-    names = {"spin": "SPIN", "last_layer": f"last layer ({base['layer']}, {base['pooling']})"}
-    for key, name in names.items():
+    for key, name in NAMES.items():
         for split in ("val", "test"):
-            if split in report[key]:
+            if split in report.get(key, {}):
                 s = report[key][split]
                 lines.append(
-                    f"| {split} | {name} | {s['accuracy']:.4f} | {s['macro_f1']:.4f}"
-                    f" | {s['log_loss']:.4f} |"
+                    f"| {split} | {name} | {_sure(s, 'accuracy')} | {_sure(s, 'macro_f1')}"
+                    f" | {s['log_loss']:.4f} | {s['ece']:.4f} |"
                 )
+    lines += ["", *_comparison(report), *(f"Note: {note}." for note in report["notes"])]
     lines += [
         "",
         "The head was chosen on the validation rows, so their scores are a little too good; the",
-        "test rows were read once, after the choice.",
+        "test rows were read once, after the choice. Brackets: 95% bootstrap intervals.",
         "",
         "Use: `spin predict THIS_FOLDER texts.csv`",
         "",
     ]
     return "\n".join(lines)
+
+
+def _sure(scores: dict[str, Any], metric: str) -> str:
+    value = f"{scores[metric]:.4f}"
+    if "intervals" not in scores:
+        return value
+    low, high = scores["intervals"][metric]
+    return f"{value} [{low:.3f}, {high:.3f}]"
+
+
+def _comparison(report: dict[str, Any]) -> list[str]:
+    if "comparison" not in report:
+        return []
+    found = report["comparison"]
+    name = "macro_f1" if report["metric"] == "macro-f1" else "accuracy"
+    difference = found["difference"][name]
+    low, high = difference["interval"]
+    return [
+        f"Against the best of the others on val ({NAMES[found['against']]}), on test:"
+        f" {name.replace('_', '-')} {difference['value']:+.4f} [{low:+.4f}, {high:+.4f}],"
+        f" McNemar's p = {found['mcnemar_p']:.2g}.",
+        "",
+    ]

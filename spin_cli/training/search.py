@@ -10,17 +10,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics, probe
-from spin_cli.config import Metric, Pooling, TrainConfig, worker_count
+from spin_cli.config import ClassWeight, Metric, Penalty, Pooling, TrainConfig, worker_count
+from spin_cli.training.pick import Judged, score
 from spin_cli.training.table import Choice, Reader
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-"""l2 penalties tried, as shares of the number of training rows."""
+"""Penalties tried, as shares of the number of training rows."""
+L1_SHARES = {Penalty.L2: 0.0, Penalty.ELASTICNET: 0.5, Penalty.L1: 1.0}
+L1_UNIT = 0.1
+"""l1 for l2 = 1: at most half of the rows' number leaves no weight of standardised columns."""
 PATIENCE = 2
 LOOSE = 3e-3
 """Gradient, relative to that at zero weights, at which a candidate's val score has settled."""
+WIDE, JITTER = 2, 1e-5
 FIRST_ETAS = (0.4, 0.9)
 FIRST_DEPTHS = 3
 
@@ -34,6 +40,23 @@ class Split:
     val: NDArray[np.intp]
     n_classes: int
     metric: Metric
+    penalty: Penalty = Penalty.L2
+    class_weight: ClassWeight = ClassWeight.NONE
+
+    def fit(
+        self, X: NDArray[np.float32], strength: float, init: probe.Fit | None, tol: float
+    ) -> probe.Fit:
+        """Fit logistic regression to standardised train rows, penalised by *strength* a row."""
+        y = self.codes[self.train]
+        share = L1_SHARES[self.penalty]
+        weight = None
+        if self.class_weight is ClassWeight.BALANCED:
+            weight = probe.balanced_weights(y, self.n_classes)
+        return probe.fit(
+            X, y, self.n_classes,
+            l1=L1_UNIT * share * strength * len(y), l2=(1.0 - share) * strength * len(y),
+            sample_weight=weight, init=init, tol=tol,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,7 @@ class Fitted:
     fit: probe.Fit
     standard: probe.Standardised
     strength: float
-    """l2 as a share of the training rows."""
+    """Penalty as a share of the training rows."""
     val_probs: NDArray[np.float64]
     """(n_val, n_classes)"""
     score: float
@@ -61,56 +84,83 @@ class Fitted:
         return probe.predict_proba(self.fit, X, self.val_probs.shape[1])
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A choice with the head that was fitted to it."""
-
-    choice: Choice
-    neurons: int
-    fitted: Fitted
-
-
 def fit_columns(
     values: NDArray[Any], split: Split, strengths: Iterable[float] = STRENGTHS, tol: float = LOOSE
 ) -> Fitted:
-    """Fit ridge logistic regressions of falling strength and keep one by validation rows.
+    """Fit logistic regressions of falling strength and keep one by validation rows.
 
-    Strengths are walked from strong to weak with warm starts, and left when the log loss on
-    validation rows has risen `PATIENCE` times in a row. The strongest wins whose log loss is
-    within one standard error of the lowest (Breiman et al. 1984): new texts differ from the
-    validation rows more than these do from train. Log loss picks the strength whatever the metric:
-    it is smooth where accuracy on a few hundred rows is a staircase.
+    Strengths are left when the log loss on validation rows has risen `PATIENCE` times in a row. The
+    strongest wins whose log loss is within one standard error of the lowest (Breiman et al. 1984):
+    new texts differ from the validation rows more than these do from train. Log loss picks the
+    strength whatever the metric: it is smooth where accuracy on a few hundred rows is a staircase.
 
     Parameters
     ----------
     values : (N, n) columns; rows as in ``split.codes``
     """
-    standard = probe.standardise(values[split.train])
-    X_val = standard.transform(values[split.val])
-    y, y_val = split.codes[split.train], split.codes[split.val]
-    found: list[Fitted] = []
-    fit, worse = None, 0
-    for strength in strengths:
-        fit = probe.fit(
-            standard.X, y, split.n_classes, l1=0.0, l2=strength * len(y), init=fit, tol=tol
-        )
-        probs = probe.predict_proba(fit, X_val, split.n_classes)
-        result = score(split.metric, y_val, probs), metrics.log_loss(y_val, probs)
-        worse = worse + 1 if found and result[1] > min(f.log_loss for f in found) else 0
-        found.append(Fitted(fit, standard, strength, probs, *result))
-        if worse >= PATIENCE:
-            break
+    found = walk_strengths(values, split, strengths, tol, PATIENCE)
+    y_val = split.codes[split.val]
     losses = [metrics.row_losses(y_val, candidate.val_probs) for candidate in found]
     lowest = min(losses, key=lambda rows: float(rows.mean()))
     near = [float((r - lowest).mean()) <= float((r - lowest).std()) / len(r) ** 0.5 for r in losses]
     return found[near.index(True)]
 
 
-def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
-    """*metric* on some rows; macro-F1 of two classes at its best threshold on them."""
-    if metric is Metric.MACRO_F1 and probs.shape[1] == 2:
-        return metrics.macro_f1(y, metrics.decide(probs, metrics.best_threshold(y, probs)), 2)
-    return metrics.score_function(metric)(y, probs)
+def walk_strengths(
+    values: NDArray[Any],
+    split: Split,
+    strengths: Iterable[float],
+    tol: float = LOOSE,
+    patience: int | None = None,
+) -> list[Fitted]:
+    """Fit logistic regressions from strong to weak, each from where the last one ended."""
+    standard = probe.standardise(values[split.train])
+    X_val = standard.transform(values[split.val])
+    solve = _Short(standard.X, tol) if _is_wide(standard.X, split, tol) else None
+    y_val = split.codes[split.val]
+    found: list[Fitted] = []
+    fit, worse = None, 0
+    for strength in strengths:
+        if solve is None:
+            fit = split.fit(standard.X, strength, fit, tol)
+        else:
+            fit = solve.fit(split, strength)
+        probs = probe.predict_proba(fit, X_val, split.n_classes)
+        result = score(split.metric, y_val, probs), metrics.log_loss(y_val, probs)
+        worse = worse + 1 if found and result[1] > min(f.log_loss for f in found) else 0
+        found.append(Fitted(fit, standard, strength, probs, *result))
+        if worse == patience:
+            break
+    return found
+
+
+def _is_wide(X: NDArray[np.float32], split: Split, tol: float) -> bool:
+    """Whether there are so many columns that it pays to trade them for rows."""
+    return split.penalty is Penalty.L2 and X.shape[1] > WIDE * X.shape[0] and tol >= LOOSE
+
+
+class _Short:
+    """Ridge on many columns as ridge on as many columns as there are rows.
+
+    With a ridge penalty the weights are sums of rows, ``w = Xᵀa``, and only ``K = XXᵀ`` matters
+    (Kimeldorf & Wahba 1971). With ``K = LLᵀ`` the problem in L has the same optimum, and weights v
+    there are ``w = XᵀL⁻ᵀv`` here.
+    """
+
+    def __init__(self, X: NDArray[np.float32], tol: float) -> None:
+        self.X, self.tol = X, tol
+        gram = X @ X.T
+        # Centred columns leave K without full rank.
+        gram[np.diag_indices(len(gram))] += np.float32(JITTER * np.trace(gram) / len(gram))
+        factor = cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+        self.L = np.ascontiguousarray(factor, np.float32)
+        self.last: probe.Fit | None = None
+
+    def fit(self, split: Split, strength: float) -> probe.Fit:
+        """As `Split.fit`, for weights on X."""
+        self.last = split.fit(self.L, strength, self.last, self.tol)
+        a = solve_triangular(self.L, self.last.coef.T, lower=True, trans="T", check_finite=False)
+        return replace(self.last, coef=np.ascontiguousarray((self.X.T @ a).T, np.float32))
 
 
 def pooling_groups(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
@@ -135,14 +185,39 @@ def first_choices(config: TrainConfig, poolings: Sequence[Pooling], n_layers: in
     ]
 
 
-def next_choices(best: Choice, config: TrainConfig, n_layers: int) -> list[Choice]:
-    """What lies around *best*: every eta at its depth, depths nearby at its eta."""
+def next_choices(
+    best: Choice, config: TrainConfig, n_layers: int, etas: int | None = None
+) -> list[Choice]:
+    """What lies around *best*: etas at its depth, depths nearby at its eta.
+
+    *etas*: only so many to either side.
+    """
     deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
     reach = max(1, -(-deepest // FIRST_DEPTHS))
     step = max(1, reach // 3)
     depths = range(max(0, best.depth - reach), min(deepest, best.depth + reach) + 1, step)
-    around = [replace(best, eta=eta) for eta in config.etas]
+    place = config.etas.index(best.eta)
+    beside = slice(None) if etas is None else slice(max(0, place - etas), place + etas + 1)
+    around = [replace(best, eta=eta) for eta in config.etas[beside]]
     return around + [replace(best, depth=depth) for depth in depths]
+
+
+def finalists(
+    tried: Sequence[Judged], split: Split, most: int | None
+) -> dict[Choice, tuple[float, ...]]:
+    """The choice of the lowest log loss for each site and pooling, with strengths around its own.
+
+    One of each kind, since on few rows the order of kinds is uncertain. *most*: only so many.
+    """
+    y = split.codes[split.val]
+    ranked = sorted(tried, key=lambda item: metrics.log_loss(y, item.probs))
+    kinds: dict[tuple[str, tuple[Pooling, ...]], Judged] = {}
+    for item in ranked:
+        kinds.setdefault((item.choice.site, item.choice.poolings), item)
+    return {
+        item.choice: (3 * item.strength, item.strength, item.strength / 3)
+        for item in list(kinds.values())[:most]
+    }
 
 
 def try_all(
@@ -151,7 +226,7 @@ def try_all(
     split: Split,
     config: TrainConfig,
     step: Callable[[], None],
-) -> list[Candidate]:
+) -> list[Judged]:
     """Fit a head to every choice, side by side, each on one core.
 
     Choices that read nothing, or more than ``max_neurons`` or ``max_cells`` allow, are passed over.
@@ -160,11 +235,12 @@ def try_all(
     if config.max_neurons is not None:
         most = min(most, config.max_neurons)
 
-    def one(choice: Choice) -> Candidate | None:
+    def one(choice: Choice) -> Judged | None:
         count = reader.count(choice)
         found = None
         if 0 < count <= most:
-            found = Candidate(choice, count, fit_columns(reader.gather(choice), split))
+            fitted = fit_columns(reader.gather(choice), split)
+            found = Judged(choice, count, fitted.strength, fitted.val_probs)
         step()
         return found
 
@@ -180,17 +256,3 @@ def try_all(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-
-def best_of(candidates: Sequence[Candidate], n_val: int) -> Candidate:
-    """The best on validation rows.
-
-    Scores within one standard error of the highest are ties: on a few hundred rows, the highest of
-    a hundred candidates is mostly lucky. Of tied candidates the one with the lowest log loss wins,
-    which is far less noisy; of equal ones the shallower, then the smaller.
-    """
-    top = max(candidate.fitted.score for candidate in candidates)
-    share = min(max(abs(top), 0.0), 1.0)
-    error = (share * (1.0 - share) / n_val) ** 0.5  # of a share of n_val rows; near enough for F1
-    tied = [candidate for candidate in candidates if candidate.fitted.score >= top - error]
-    return min(tied, key=lambda c: (c.fitted.log_loss, c.choice.depth, c.neurons))

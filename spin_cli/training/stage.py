@@ -1,13 +1,12 @@
 """Stage 3: from masks to one head, everything about it chosen on validation data.
 
 The order of things keeps the test split honest: the search sees a reader of train and val rows
-alone; a second reader, of test rows, is made once the head and the baseline are settled.
+alone; a second reader, of test rows, is made once the head and the baselines are settled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,61 +14,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import artifacts, metrics, probe
-from spin_cli.activations import SAMPLES, Feature, features_of, read_samples
-from spin_cli.config import Metric, Progress, Site, StorageDtype, TrainConfig, quiet
-from spin_cli.errors import ArtifactError, UsageError
+from spin_cli import artifacts, probe
+from spin_cli.config import (
+    CV_FEW_FOLDS,
+    CV_FEW_ROWS,
+    CV_FOLDS,
+    CV_MAX_ROWS,
+    CV_VAL_ROWS,
+    HeadKind,
+    Progress,
+    Search,
+    Site,
+    TrainConfig,
+    quiet,
+)
+from spin_cli.errors import UsageError
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
+from spin_cli.training.calibration import (
+    Evidence,
+    Scaling,
+    choose_abstention,
+    choose_threshold,
+    fit_scaling,
+)
 from spin_cli.training.card import model_card
+from spin_cli.training.folds import Folds
+from spin_cli.training.inputs import Inputs, make_reader, read_inputs
+from spin_cli.training.mlp import fit_final_mlp
+from spin_cli.training.oof import write_oof
+from spin_cli.training.pick import Judged, best_of
+from spin_cli.training.report import Found, measure
 from spin_cli.training.search import (
-    Candidate,
-    Fitted,
-    Split,
-    best_of,
+    finalists,
     first_choices,
-    fit_columns,
     next_choices,
     pooling_groups,
     try_all,
+    walk_strengths,
 )
-from spin_cli.training.table import MASKS, SITES, Reader, read_masks
-
-FINAL_TOL = 1e-4
-"""Gradient, relative to that at zero weights, to which the chosen head is solved."""
+from spin_cli.training.table import SITES, Reader
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What the stages before have written, checked."""
+class Weights:
+    """Of a head, before calibration, on raw columns; see `Head`."""
 
-    source: Path
-    activations: dict[str, Any]
-    selection: dict[str, Any]
-    features: tuple[Feature, ...]
-    layers: tuple[str, ...]
-    codes: NDArray[np.int64]
-    rows: dict[str, NDArray[np.intp]]
-    dtype: StorageDtype
-    metric: Metric
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float64]
+    hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
 
-    @property
-    def classes(self) -> list[str]:
-        """Label names."""
-        return list(self.activations["classes"])
 
-    @property
-    def search_rows(self) -> NDArray[np.intp]:
-        """Train and val rows."""
-        return np.concatenate([self.rows["train"], self.rows["val"]])
-
-    @property
-    def split(self) -> Split:
-        """The division of `search_rows`."""
-        n_train, n = len(self.rows["train"]), len(self.search_rows)
-        codes = self.codes[self.search_rows]
-        return Split(
-            codes, np.arange(n_train), np.arange(n_train, n), len(self.classes), self.metric
-        )
+FAST_FINALISTS = 6
+FINAL_TOL = 1e-4
+"""Gradient, relative to that at zero weights, to which the chosen head is solved."""
 
 
 def train(
@@ -93,16 +90,24 @@ def train(
         *source* or the activations behind it are missing, damaged or changed, or *output* is in
         the way.
     UsageError
-        No candidate is left by the options.
+        No candidate is left by the options, or options that contradict each other.
+    DataError
+        A target that too few rows stand behind, or that no threshold meets.
     """
     started = time.time()
     selection = artifacts.read_manifest(source, "selection")
     artifacts.check_vacant(output, force=force)
     inputs = read_inputs(source, selection, config)
     reader = make_reader(source, inputs, inputs.search_rows)
-    best, tried, baseline = search(reader, inputs, config, progress)
-    head = build_head(reader, inputs, best)
-    report = measure(source, inputs, best, tried, baseline, head)
+    found = search(reader, inputs, progress)
+    oof = out_of_fold(reader, inputs, found) if config.oof else None
+    if config.head is HeadKind.MLP:
+        found, weights = fit_hidden(reader, inputs, found)
+    else:
+        weights = fit_final(reader, inputs, found)
+    notes: list[str] = []
+    head, scaling = build_head(reader, inputs, found, weights, notes)
+    report = measure(source, inputs, found, head, scaling, notes)
     with artifacts.building(output, force=force) as folder:
         save_head(folder, head)
         artifacts.write_json(folder / METRICS, report)
@@ -115,78 +120,105 @@ def train(
         manifest = artifacts.write_manifest(folder, "head", content)
         log = {"seconds": round(time.time() - started, 2)}
         artifacts.write_log(folder, log)
+    if oof is not None and config.oof is not None:
+        linear = config.head is HeadKind.LOGISTIC  # the scaling of another head is of no use
+        write_oof(config.oof, inputs, scaling.apply(oof) if linear else oof)
     return manifest | {"metrics": report, "log": log}
 
 
+def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.float64]:
+    """Out-of-fold probabilities of train and val rows by linear heads as the chosen one."""
+    if found.evidence.what == "out-of-fold":
+        return found.evidence.probs
+    folds = Folds(reader, inputs.split, CV_FOLDS, inputs.config.workers, inputs.config.seed)
+    return folds.judge({found.best.choice: [found.best.strength]})[0].probs
+
+
 def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """What decides a head: the selection and the options, but not the number of workers."""
+    """What decides a head: the selection and the options, not what else is written."""
     options = artifacts.to_plain(config)
-    options.pop("workers")
+    for name in ("workers", "oof"):
+        options.pop(name)
     return {"parent": parent["fingerprint"], "options": options}
 
 
-def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) -> Inputs:
-    """Check the artifacts before, and read what is known of each row."""
-    folder, manifest = artifacts.read_parent(source, selection)
-    try:
-        codes_of = {name: code for code, name in enumerate(manifest["classes"])}
-        samples = read_samples(folder)
-        codes = np.array([codes_of[label] for label in samples.labels], np.int64)
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{folder / SAMPLES}: does not agree with the manifest") from error
-    features = features_of(manifest)
-    there = {feature.layer for feature in features}
-    return Inputs(
-        source=folder,
-        activations=manifest,
-        selection=selection,
-        features=features,
-        layers=tuple(name for name in manifest["layers"] if name in there),
-        codes=codes,
-        rows={name: samples.rows(name) for name in ("train", "val", "test")},
-        dtype=StorageDtype(manifest["storage_dtype"]),
-        metric=config.metric or Metric(selection["metric"]),
-    )
+def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
+    """Choose what the head reads and its penalty; test rows are not within reach.
 
-
-def make_reader(source: Path, inputs: Inputs, rows: NDArray[np.intp]) -> Reader:
-    """A reader of some rows."""
-    ranked = read_masks(source / MASKS, inputs.features)
-    return Reader(inputs.source, ranked, inputs.layers, len(inputs.codes), rows, inputs.dtype)
-
-
-def search(
-    reader: Reader, inputs: Inputs, config: TrainConfig, progress: Progress
-) -> tuple[Candidate, list[Candidate], tuple[Feature, Fitted]]:
-    """Choose the head and the baseline on train and val rows; test rows are not within reach."""
+    A coarse grid is judged on val rows, then what lies around its best. Where these rows are few,
+    the best of each kind are judged again by cross-validation, with the neurons of each fold
+    selected anew, and what lies around the best of them.
+    """
     poolings = list(dict.fromkeys(feature.pooling for feature in inputs.features))
-    sites = {feature.site for feature in inputs.features}
-    config = _possible(config, sites)
-    first = first_choices(config, poolings, len(inputs.layers))
-    done, total, n_val = 0, len(first) + 12, len(inputs.rows["val"])
+    config = _possible(inputs.config, {feature.site for feature in inputs.features})
+    split, n_layers, folds = inputs.split, len(inputs.layers), fold_count(inputs)
+    first = first_choices(config, poolings, n_layers)
+    done, total = 0, len(first) + 12 + 18 * folds
 
     def step() -> None:
         nonlocal done
         done += 1
         progress("train", min(done, total), total)
 
-    tried: list[Candidate] = []
+    tried: list[Judged] = []
     for group in pooling_groups(poolings):  # only the columns of one group in memory at a time
         part = [choice for choice in first if choice.poolings == group]
-        tried += try_all(part, reader, inputs.split, config, step)
+        tried += try_all(part, reader, split, config, step)
         reader.forget()
     if not tried:
         raise UsageError("no head is left to try: --max-layer or --max-neurons allow none")
-    known = {candidate.choice for candidate in tried}
-    around = next_choices(best_of(tried, n_val).choice, config, len(inputs.layers))
+    y_val = split.codes[split.val]
+    known = {item.choice for item in tried}
+    around = next_choices(best_of(tried, y_val, split.metric).choice, config, n_layers)
     fresh = [choice for choice in dict.fromkeys(around) if choice not in known]
-    total = done + len(fresh)
-    tried += try_all(fresh, reader, inputs.split, config, step)
-    best = best_of(tried, n_val)
-    baseline = last_layer(reader, inputs)
-    tight = fit_columns(reader.gather(best.choice), inputs.split, [best.fitted.strength], FINAL_TOL)
+    tried += try_all(fresh, reader, split, config, step)
+    crossed: list[Judged] = []
+    if folds:
+        crossed = cross_validate(reader, inputs, tried, folds, step)
+    y = split.codes if folds else y_val
+    best = best_of(crossed or tried, y, split.metric)
+    reader.forget()
     progress("train", total, total)
-    return Candidate(best.choice, best.neurons, tight), tried, baseline
+    evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")
+    refit = bool(folds) if config.refit is None else config.refit
+    return Found(best, tried, crossed, evidence, refit)
+
+
+def fold_count(inputs: Inputs) -> int:
+    """Folds of the cross-validation; 0: none."""
+    config, n_val = inputs.config, len(inputs.rows["val"])
+    smallest = int(np.bincount(inputs.codes[inputs.search_rows]).min())
+    if config.cv is not None:
+        if config.cv == 1 or config.cv > smallest:
+            raise UsageError(
+                f"--cv {config.cv}: from 2 to {smallest} (rows of the rarest class), or 0 for none"
+            )
+        return config.cv
+    rows = len(inputs.search_rows)
+    if n_val >= CV_VAL_ROWS or rows > CV_MAX_ROWS or smallest < CV_FOLDS:
+        return 0
+    return CV_FOLDS if rows <= CV_FEW_ROWS else CV_FEW_FOLDS
+
+
+def cross_validate(
+    reader: Reader, inputs: Inputs, tried: list[Judged], folds: int, step: Any
+) -> list[Judged]:
+    """Judge the best of each kind out of fold, then what lies around the best of these."""
+    split, config = inputs.split, inputs.config
+    crossing = Folds(reader, split, folds, config.workers, config.seed)
+    full = config.search is Search.FULL
+    some = finalists(tried, split, None if full else FAST_FINALISTS)
+    crossed = crossing.judge(some, step)
+    best = best_of(crossed, split.codes, split.metric)
+    most = max(config.max_cells // len(split.train), 1)
+    if config.max_neurons is not None:
+        most = min(most, config.max_neurons)
+    near = {
+        choice: some[best.choice] if full else (best.strength,)
+        for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
+        if choice not in some and 0 < reader.count(choice) <= most
+    }
+    return crossed + crossing.judge(near, step)
 
 
 def _possible(config: TrainConfig, sites: set[Site]) -> TrainConfig:
@@ -196,112 +228,53 @@ def _possible(config: TrainConfig, sites: set[Site]) -> TrainConfig:
     return replace(config, sites=kept)
 
 
-def last_layer(reader: Reader, inputs: Inputs) -> tuple[Feature, Fitted]:
-    """The usual way, to compare with: all neurons of the model's last layer, its best pooling.
-
-    Both the raw output of the last block and the one after the final norm are tried.
-    """
-    hidden = [feature for feature in inputs.features if feature.site is Site.HIDDEN]
-    if not hidden:
-        hidden = list(inputs.features)
-    last = inputs.layers[-2:] if inputs.layers[-1].endswith("final") else inputs.layers[-1:]
-    found = [
-        (feature, fit_columns(reader.whole(feature), inputs.split))
-        for feature in hidden
-        if feature.layer in last
-    ]
-    if not found:
-        deepest = hidden[-1].layer
-        found = [
-            (feature, fit_columns(reader.whole(feature), inputs.split))
-            for feature in hidden
-            if feature.layer == deepest
-        ]
-    return max(found, key=lambda pair: pair[1].rank)
-
-
-def build_head(reader: Reader, inputs: Inputs, best: Candidate) -> Head:
-    """Fold the scale into the weights and gather what ``predict`` needs."""
-    fitted = best.fitted
+def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
+    """The chosen head, solved to `FINAL_TOL`, on raw columns."""
+    split = inputs.split
+    if found.refit:
+        split = replace(split, train=np.arange(len(split.codes)))
+    columns = reader.gather(found.best.choice)
+    fitted = walk_strengths(columns, split, [found.best.strength], FINAL_TOL)[0]
     weight, bias = probe.fold_back(fitted.fit, fitted.standard)
+    return Weights(weight, bias)
+
+
+def fit_hidden(reader: Reader, inputs: Inputs, found: Found) -> tuple[Found, Weights]:
+    """Hidden units on the neurons that were chosen; they are judged by val rows alone."""
+    columns = reader.gather(found.best.choice)
+    layers, standard = fit_final_mlp(columns, inputs.split, inputs.config.seed, found.refit)
+    best = replace(found.best, probs=layers.val_probs)
+    val = inputs.codes[inputs.rows["val"]]
+    evidence = Evidence(val, layers.val_probs, tuple(inputs.classes), "val")
+    found = replace(found, best=best, evidence=evidence)
+    return found, Weights(layers.weight, layers.bias, layers.folded(standard))
+
+
+def build_head(
+    reader: Reader, inputs: Inputs, found: Found, weights: Weights, notes: list[str]
+) -> tuple[Head, Scaling]:
+    """Calibrate, settle the thresholds, and fold the calibration into the last weights."""
+    config, evidence = inputs.config, found.evidence
+    scaling = fit_scaling(evidence, config.calibration, notes)
+    evidence = replace(evidence, probs=scaling.apply(evidence.probs))
+    threshold = choose_threshold(evidence, inputs.metric, config, notes)
+    choice = found.best.choice
     features = tuple(
         HeadFeature(f.layer, f.site, f.pooling, f.width, neurons)
-        for f, neurons in (
-            (i.feature, i.top(best.choice.eta)) for i in reader.matching(best.choice)
-        )
+        for f, neurons in ((i.feature, i.top(choice.eta)) for i in reader.matching(choice))
     )
     manifest = inputs.activations
-    return Head(
+    head = Head(
         classes=tuple(inputs.classes),
         features=features,
-        weight=weight,
-        bias=bias,
-        threshold=choose_threshold(inputs, fitted),
+        weight=(weights.weight * np.float32(scaling.slope)).astype(np.float32),
+        bias=weights.bias * scaling.slope + scaling.shift,
+        threshold=threshold,
         blocks=blocks_needed([f.layer for f in features]),
         storage_dtype=inputs.dtype,
         model=manifest["request"]["model"],
         reading=manifest["request"]["options"]["model"],
+        hidden=weights.hidden,
+        abstain_below=choose_abstention(evidence, threshold, config, notes),
     )
-
-
-def choose_threshold(inputs: Inputs, fitted: Fitted) -> float | None:
-    """For macro-F1 of two classes the threshold that is best on validation rows, else None."""
-    if inputs.metric is not Metric.MACRO_F1 or len(inputs.classes) != 2:
-        return None
-    return metrics.best_threshold(inputs.codes[inputs.rows["val"]], fitted.val_probs)
-
-
-def measure(
-    source: Path,
-    inputs: Inputs,
-    best: Candidate,
-    tried: Sequence[Candidate],
-    baseline: tuple[Feature, Fitted],
-    head: Head,
-) -> dict[str, Any]:
-    """Scores on val and, once, on test; the baseline's beside them; the best candidates."""
-    val = inputs.codes[inputs.rows["val"]]
-    feature, fitted = baseline
-    threshold = choose_threshold(inputs, fitted)
-    spin = {"val": metrics.evaluate(val, best.fitted.val_probs, inputs.classes, head.threshold)}
-    base = {"val": metrics.evaluate(val, fitted.val_probs, inputs.classes, threshold)}
-    rows = inputs.rows["test"]
-    if len(rows):
-        reader = make_reader(source, inputs, rows)
-        probs = best.fitted.probabilities(reader.gather(best.choice))
-        spin["test"] = metrics.evaluate(inputs.codes[rows], probs, inputs.classes, head.threshold)
-        probs = fitted.probabilities(reader.whole(feature))
-        base["test"] = metrics.evaluate(inputs.codes[rows], probs, inputs.classes, threshold)
-    ranked = sorted(tried, key=lambda c: c.fitted.rank, reverse=True)
-    return {
-        "metric": inputs.metric.value,
-        "chosen": describe(best, inputs) | {"threshold": head.threshold},
-        "layers_total": len(inputs.activations["layers"]) - 1,
-        "neurons_total": sum(f.width for f in inputs.features if f.pooling in best.choice.poolings),
-        "rows": {name: len(index) for name, index in inputs.rows.items()},
-        "spin": spin,
-        "last_layer": {
-            "layer": feature.layer,
-            "pooling": feature.pooling.value,
-            "l2_share": fitted.strength,
-            "threshold": threshold,
-            **base,
-        },
-        "candidates": [describe(candidate, inputs) for candidate in ranked],
-    }
-
-
-def describe(candidate: Candidate, inputs: Inputs) -> dict[str, Any]:
-    """A candidate as plain values."""
-    choice, fitted = candidate.choice, candidate.fitted
-    return {
-        "site": choice.site,
-        "pooling": "+".join(pooling.value for pooling in choice.poolings),
-        "eta": choice.eta,
-        "depth": choice.depth,
-        "layer": inputs.layers[choice.depth],
-        "neurons": candidate.neurons,
-        "l2_share": fitted.strength,
-        "val_score": round(fitted.score, 6),
-        "val_log_loss": round(fitted.log_loss, 6),
-    }
+    return head, scaling

@@ -45,6 +45,9 @@ class Ranked:
     feature: Feature
     neurons: NDArray[np.int32]
     cumulative: NDArray[np.float64]
+    C: float
+    """Of the probe; 0 where all columns are constant."""
+    val_score: float
 
     def top(self, eta: float) -> NDArray[np.int32]:
         """The mask at *eta*, most important first."""
@@ -63,7 +66,8 @@ def read_masks(path: Path, features: Sequence[Feature]) -> dict[Feature, Ranked]
                     len(neurons) and not 0 <= neurons.min() <= neurons.max() < feature.width
                 ):
                     raise ArtifactError(f"{path}: {group.name} does not fit the activations")
-                ranked[feature] = Ranked(feature, neurons.astype(np.int32), shares)
+                values = [float(group.attrs[name]) for name in ("C", "val_score")]
+                ranked[feature] = Ranked(feature, neurons.astype(np.int32), shares, *values)
     except (OSError, KeyError) as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error})", "Make it again: spin select … --force"
@@ -124,6 +128,10 @@ class Reader:
             for item in self.matching(choice)
         ]
         return np.hstack(parts) if parts else np.empty((len(self._rows), 0), np.float32)
+
+    def with_ranking(self, ranked: Mapping[Feature, Ranked]) -> Reader:
+        """A reader of the same rows that goes by another ranking."""
+        return Reader(self._source, ranked, self.layers, self._n_rows, self._rows, self._dtype)
 
     def forget(self) -> None:
         """Drop the columns that were kept."""

@@ -1,0 +1,90 @@
+"""What a head has to beat: the usual ways, on the same splits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import metrics
+from spin_cli.config import Format
+from spin_cli.dataset import read_rows
+from spin_cli.dataset.arrow import hash_saved
+from spin_cli.dataset.streams import hash_file
+from spin_cli.errors import SpinError
+
+MAX_ROWS, MAX_TERMS = 300_000, 300_000
+STRENGTHS = (1.0, 3.0, 10.0, 30.0)
+"""scikit-learn's C, tried on validation rows."""
+
+
+def read_texts(manifest: dict[str, Any]) -> list[str] | str:
+    """The texts behind an activations manifest, in its order; or why they cannot be had."""
+    request = manifest["request"]
+    data, options = request["data"], request["options"]["data"]
+    if manifest["counts"]["rows"] > MAX_ROWS:
+        return f"over {MAX_ROWS:,} texts"
+    texts: list[str] = []
+    try:
+        for entry in data:
+            path = Path(entry["path"])
+            found = hash_saved(path) if path.is_dir() else hash_file(path)
+            if found[0] != entry["sha256"]:
+                return f"{path} changed since it was read"
+            rows = read_rows(
+                path,
+                format=Format.AUTO if path.is_dir() else Format(options["format"]),
+                text_column=options["text_column"],
+                label_column=options["label_column"],
+                id_column=options["id_column"],
+                require_label=True,
+            )
+            texts += [row.text for row in islice(rows, entry["rows"])]
+    except (OSError, SpinError) as error:
+        return f"the texts cannot be read again ({error})"
+    if len(texts) != manifest["counts"]["rows"]:
+        return "the texts are not those that were extracted"
+    return texts
+
+
+def tfidf(
+    texts: Sequence[str],
+    codes: NDArray[np.int64],
+    rows: dict[str, NDArray[np.intp]],
+    n_classes: int,
+) -> dict[str, NDArray[np.float64]]:
+    """Class probabilities of val and test rows by logistic regression on word 1- and 2-grams.
+
+    C is chosen by log loss on val rows; vocabulary and weights come from train rows alone.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    words = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_TERMS, dtype=np.float64
+    )
+    X = words.fit_transform([texts[row] for row in rows["train"]])
+    other = {
+        name: words.transform([texts[row] for row in rows[name]])
+        for name in ("val", "test")
+        if len(rows[name])
+    }
+    fitted = []
+    for C in STRENGTHS:
+        model = LogisticRegression(C=C, max_iter=300)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a baseline may be a little short of its optimum
+            model.fit(X, codes[rows["train"]])
+        fitted.append({name: _all_classes(model, Z, n_classes) for name, Z in other.items()})
+    return min(fitted, key=lambda probs: metrics.log_loss(codes[rows["val"]], probs["val"]))
+
+
+def _all_classes(model: Any, Z: Any, n_classes: int) -> NDArray[np.float64]:
+    probs = np.zeros((Z.shape[0], n_classes))
+    probs[:, model.classes_] = model.predict_proba(Z)
+    return probs

@@ -1,0 +1,209 @@
+"""Probabilities that mean what they say, and thresholds on them.
+
+All of it is fitted to evidence: probabilities of rows that the head was not trained on, be they
+validation rows or out-of-fold ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from spin_cli import metrics
+from spin_cli.config import Calibration, Metric, TrainConfig
+from spin_cli.errors import DataError, UsageError
+
+MIN_ROWS = 100
+"""Fewest rows for a temperature or a threshold."""
+MIN_CLASS_ROWS = 50
+"""Fewest rows of each class for a shift of its own, or for a target to be met on it."""
+MIN_ANSWERS = 30
+SMOOTHING = 1.0
+"""Pull of the shifts towards none, in rows."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What can be known of a head without the test split."""
+
+    codes: NDArray[np.int64]
+    probs: NDArray[np.float64]
+    """(N, n_classes), as the head gives them before calibration."""
+    classes: tuple[str, ...]
+    what: str
+    """``val`` or ``out-of-fold``."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Logits z become ``slope * z + shift``."""
+
+    slope: float
+    shift: NDArray[np.float64]
+    """(K,); K = 1 for two classes."""
+
+    def apply(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrated probabilities."""
+        z = _logits(probs) * self.slope + self.shift
+        return metrics.probabilities(z, probs.shape[1])
+
+    def undo(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probabilities as they were before."""
+        return metrics.probabilities((_logits(probs) - self.shift) / self.slope, probs.shape[1])
+
+
+def _logits(probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    log_p = np.log(np.clip(probs, 1e-15, 1.0))
+    return np.asarray(log_p[:, 1:] - log_p[:, :1] if probs.shape[1] == 2 else log_p)
+
+
+def fit_scaling(evidence: Evidence, kind: Calibration, notes: list[str]) -> Scaling:
+    """The scaling with the lowest log loss on the evidence (Guo et al. 2017).
+
+    The shifts carry a small ridge penalty. With too few rows nothing is scaled, and a note says so.
+    """
+    outputs = 1 if evidence.probs.shape[1] == 2 else evidence.probs.shape[1]
+    identity = Scaling(1.0, np.zeros(outputs))
+    if kind is Calibration.NONE:
+        return identity
+    rows, counts = len(evidence.codes), np.bincount(evidence.codes, minlength=outputs)
+    if rows < MIN_ROWS:
+        notes.append(
+            f"not calibrated: {rows} {evidence.what} rows, and it takes {MIN_ROWS} or more"
+        )
+        return identity
+    if kind is Calibration.PER_CLASS and counts.min() < MIN_CLASS_ROWS:
+        notes.append(
+            f"calibrated by temperature alone: a class has {counts.min()} {evidence.what} rows,"
+            f" and a shift of its own takes {MIN_CLASS_ROWS}"
+        )
+        kind = Calibration.TEMPERATURE
+    z = _logits(evidence.probs)
+    free = outputs if kind is Calibration.PER_CLASS else 0
+
+    def scaled(u: NDArray[np.float64]) -> Scaling:
+        shift = np.zeros(outputs)
+        shift[:free] = u[1:]
+        return Scaling(float(np.exp(u[0])), shift)
+
+    def loss(u: NDArray[np.float64]) -> float:
+        at = scaled(u)
+        probs = metrics.probabilities(z * at.slope + at.shift, evidence.probs.shape[1])
+        return metrics.log_loss(evidence.codes, probs) + SMOOTHING * float(u[1:] @ u[1:]) / rows
+
+    bounds = [(-4.0, 4.0)] + [(-5.0, 5.0)] * free
+    found = minimize(loss, np.zeros(1 + free), method="L-BFGS-B", bounds=bounds)
+    return scaled(found.x) if found.fun < loss(np.zeros(1 + free)) else identity
+
+
+def choose_threshold(
+    evidence: Evidence, metric: Metric, config: TrainConfig, notes: list[str]
+) -> float | None:
+    """Probability of the second class from which it is predicted; None: the likelier class.
+
+    Parameters
+    ----------
+    evidence : calibrated
+
+    Raises
+    ------
+    UsageError
+        A target for more than two classes, or two targets.
+    DataError
+        Too few rows for the target, or no threshold that meets it.
+    """
+    targets = (config.target_precision, config.target_recall)
+    if config.positive_label is not None and config.positive_label not in evidence.classes:
+        raise UsageError(
+            f"--positive-label {config.positive_label}: the classes are"
+            f" {', '.join(evidence.classes)}"
+        )
+    if targets != (None, None):
+        if len(evidence.classes) != 2 or None not in targets:
+            raise UsageError(
+                "--target-precision, --target-recall: one of them, and for two classes only"
+            )
+        return _for_target(evidence, config)
+    if metric is not Metric.MACRO_F1 or len(evidence.classes) != 2:
+        return None
+    if len(evidence.codes) < MIN_ROWS:
+        notes.append(
+            f"threshold left at 0.5: {len(evidence.codes)} {evidence.what} rows, and tuning it"
+            f" takes {MIN_ROWS} or more"
+        )
+        return None
+    return metrics.best_threshold(evidence.codes, evidence.probs)
+
+
+def _for_target(evidence: Evidence, config: TrainConfig) -> float:
+    positive = evidence.classes.index(config.positive_label or evidence.classes[1])
+    p = evidence.probs[:, positive]
+    true = evidence.codes == positive
+    if true.sum() < MIN_CLASS_ROWS:
+        raise DataError(
+            f"{int(true.sum())} {evidence.what} rows of {evidence.classes[positive]!r}; a target"
+            f" takes {MIN_CLASS_ROWS} or more",
+            "Extract again with a larger --val-fraction, or cross-validate: --cv 5",
+        )
+    # A threshold at each probability that occurs: what is said from there on, and what is right.
+    order = np.argsort(-p, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
+    hits = np.cumsum(true[order])[ends]
+    precision, recall = hits / (ends + 1), hits / true.sum()
+    if config.target_recall is not None:
+        at = int(np.argmax(recall >= config.target_recall))
+    else:
+        fine = np.flatnonzero((precision >= config.target_precision) & (ends + 1 >= MIN_ANSWERS))
+        if not len(fine):
+            said = precision[ends + 1 >= MIN_ANSWERS]
+            raise DataError(
+                f"--target-precision {config.target_precision}: the highest on {evidence.what}"
+                f" rows is {said.max():.3f}"
+            )
+        at = int(fine[-1])
+    low = p[order[ends[at] + 1]] if ends[at] + 1 < len(p) else 0.0
+    between = 0.5 * (p[order[ends[at]]] + low)
+    return float(between if positive == 1 else 1.0 - between)
+
+
+def choose_abstention(
+    evidence: Evidence, threshold: float | None, config: TrainConfig, notes: list[str]
+) -> float | None:
+    """Probability of the chosen label under which no answer is given; None: always answer.
+
+    For a target accuracy the lowest that meets it on the evidence.
+
+    Raises
+    ------
+    UsageError
+        Both a bound and a target.
+    DataError
+        Too few rows, or no bound that meets the target.
+    """
+    if config.abstain_below is not None and config.target_accuracy is not None:
+        raise UsageError("--abstain-below, --target-accuracy: one of them")
+    if config.target_accuracy is None:
+        return config.abstain_below
+    predicted = metrics.decide(evidence.probs, threshold)
+    sure = evidence.probs[np.arange(len(predicted)), predicted]
+    if len(sure) < MIN_ROWS:
+        raise DataError(f"{len(sure)} {evidence.what} rows; --target-accuracy takes {MIN_ROWS}")
+    order = np.argsort(-sure, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(sure[order])), len(sure) - 1)
+    share = np.cumsum(predicted[order] == evidence.codes[order])[ends] / (ends + 1)
+    fine = np.flatnonzero((share >= config.target_accuracy) & (ends + 1 >= MIN_ANSWERS))
+    if not len(fine):
+        best = share[ends + 1 >= MIN_ANSWERS].max()
+        raise DataError(
+            f"--target-accuracy {config.target_accuracy}: the highest on {evidence.what} rows is"
+            f" {best:.3f}"
+        )
+    at = ends[int(fine[-1])]
+    if at + 1 == len(sure):
+        notes.append("the target accuracy is met without abstaining")
+        return None
+    notes.append(f"answers {(at + 1) / len(sure):.1%} of the {evidence.what} rows")
+    return float(0.5 * (sure[order[at]] + sure[order[at + 1]]))

@@ -1,0 +1,128 @@
+"""Cross-validating select and train together.
+
+Neurons that were selected with a row's label in view flatter every head that is then tried on that
+row (Ambroise & McLachlan 2002). So in every fold the probes are fitted again, on the fold's
+training rows alone, and rank their neurons anew; only C is taken over from `select`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from spin_cli import mask, probe
+from spin_cli.activations import Feature
+from spin_cli.config import worker_count
+from spin_cli.training.pick import Judged
+from spin_cli.training.search import Split, walk_strengths
+from spin_cli.training.table import Choice, Ranked, Reader
+
+RANK_TOL = 1e-2
+"""Violation, relative to the penalty at zero weights, at which a fold's ranking is good enough."""
+
+
+def fold_rows(codes: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold (N,) of each row; every class is dealt out evenly over the folds."""
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(codes), np.int64)
+    start = 0
+    for code in np.unique(codes):
+        rows = rng.permutation(np.flatnonzero(codes == code))
+        fold[rows] = (start + np.arange(len(rows))) % folds
+        start += len(rows)
+    return fold
+
+
+class Folds:
+    """Out-of-fold probabilities of trials; each fold's rankings are made once and kept."""
+
+    def __init__(self, reader: Reader, split: Split, folds: int, workers: int, seed: int) -> None:
+        self.reader, self.split, self.workers = reader, split, worker_count(workers)
+        self.fold = fold_rows(split.codes, folds, seed)
+        self.ranked: list[dict[Feature, Ranked]] = [{} for _ in range(folds)]
+
+    def judge(
+        self,
+        strengths: Mapping[Choice, Sequence[float]],
+        step: Callable[[], None] = lambda: None,
+    ) -> list[Judged]:
+        """Out-of-fold class probabilities (N, n_classes) of choices at given strengths."""
+        shape = (len(self.split.codes), self.split.n_classes)
+        probs = {(c, s): np.empty(shape) for c, listed in strengths.items() for s in listed}
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore", probe.ConvergenceWarning)  # loose on purpose
+            for k in range(len(self.ranked)):
+                self._rank(k, strengths)
+                self._fit(k, strengths, probs, step)
+        return [Judged(c, self.reader.count(c), s, found) for (c, s), found in probs.items()]
+
+    def _fit(
+        self,
+        k: int,
+        strengths: Mapping[Choice, Sequence[float]],
+        probs: dict[tuple[Choice, float], NDArray[np.float64]],
+        step: Callable[[], None],
+    ) -> None:
+        """Fit every head of one fold and fill in the rows that it holds out."""
+        inside, outside = np.flatnonzero(self.fold != k), np.flatnonzero(self.fold == k)
+        part = replace(self.split, train=inside, val=outside)
+        reader = self.reader.with_ranking(self.ranked[k])
+        for choice in strengths:  # read once, here: the workers then only share it
+            for item in reader.matching(choice):
+                reader.ranked_columns(item)
+
+        def one(choice: Choice) -> None:
+            values = reader.gather(choice)
+            if values.shape[1] == 0:  # nothing was worth a weight in this fold
+                shares = np.bincount(part.codes[inside], minlength=part.n_classes) / len(inside)
+                for strength in strengths[choice]:
+                    probs[choice, strength][outside] = shares
+            else:
+                for fitted in walk_strengths(values, part, strengths[choice]):
+                    probs[choice, fitted.strength][outside] = fitted.val_probs
+            step()
+
+        _side_by_side(one, list(strengths), self.workers)
+
+    def _rank(self, k: int, choices: Iterable[Choice]) -> None:
+        """Fit the probes of one fold that *choices* read and that are not there yet."""
+        wanted = {item.feature: item for choice in choices for item in self.reader.matching(choice)}
+        rows = np.flatnonzero(self.fold != k)
+        codes = self.split.codes[rows]
+        share = len(rows) / len(self.split.train)
+
+        def one(item: Ranked) -> None:
+            standard = probe.standardise(self.reader.whole(item.feature)[rows])
+            fit = probe.fit(
+                standard.X, codes, self.split.n_classes, l1=share / item.C, tol=RANK_TOL
+            )
+            values = mask.importance(fit.coef)
+            order = mask.order(values)
+            self.ranked[k][item.feature] = replace(
+                item,
+                neurons=standard.kept[order].astype(np.int32),
+                cumulative=mask.cumulative(values[order]),
+            )
+
+        todo = [item for feature, item in wanted.items() if feature not in self.ranked[k]]
+        _side_by_side(one, todo, self.workers)
+
+
+Item = TypeVar("Item")
+
+
+def _side_by_side(one: Callable[[Item], None], items: Sequence[Item], workers: int) -> None:
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for _ in pool.map(one, items):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

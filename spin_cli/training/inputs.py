@@ -1,0 +1,84 @@
+"""What `train` reads of the stages before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import artifacts
+from spin_cli.activations import SAMPLES, Feature, features_of, read_samples
+from spin_cli.config import Metric, StorageDtype, TrainConfig
+from spin_cli.errors import ArtifactError
+from spin_cli.training.search import Split
+from spin_cli.training.table import MASKS, Reader, read_masks
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the stages before have written, checked."""
+
+    source: Path
+    activations: dict[str, Any]
+    selection: dict[str, Any]
+    features: tuple[Feature, ...]
+    layers: tuple[str, ...]
+    codes: NDArray[np.int64]
+    rows: dict[str, NDArray[np.intp]]
+    dtype: StorageDtype
+    metric: Metric
+    config: TrainConfig
+
+    @property
+    def classes(self) -> list[str]:
+        """Label names."""
+        return list(self.activations["classes"])
+
+    @property
+    def search_rows(self) -> NDArray[np.intp]:
+        """Train and val rows."""
+        return np.concatenate([self.rows["train"], self.rows["val"]])
+
+    @property
+    def split(self) -> Split:
+        """The division of `search_rows`."""
+        n_train, n = len(self.rows["train"]), len(self.search_rows)
+        codes = self.codes[self.search_rows]
+        return Split(
+            codes, np.arange(n_train), np.arange(n_train, n), len(self.classes), self.metric,
+            self.config.penalty, self.config.class_weight,
+        )  # fmt: skip
+
+
+def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) -> Inputs:
+    """Check the artifacts before, and read what is known of each row."""
+    folder, manifest = artifacts.read_parent(source, selection)
+    try:
+        codes_of = {name: code for code, name in enumerate(manifest["classes"])}
+        samples = read_samples(folder)
+        codes = np.array([codes_of[label] for label in samples.labels], np.int64)
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"{folder / SAMPLES}: does not agree with the manifest") from error
+    features = features_of(manifest)
+    there = {feature.layer for feature in features}
+    return Inputs(
+        source=folder,
+        activations=manifest,
+        selection=selection,
+        features=features,
+        layers=tuple(name for name in manifest["layers"] if name in there),
+        codes=codes,
+        rows={name: samples.rows(name) for name in ("train", "val", "test")},
+        dtype=StorageDtype(manifest["storage_dtype"]),
+        metric=config.metric or Metric(selection["metric"]),
+        config=config,
+    )
+
+
+def make_reader(source: Path, inputs: Inputs, rows: NDArray[np.intp]) -> Reader:
+    """A reader of some rows."""
+    ranked = read_masks(source / MASKS, inputs.features)
+    return Reader(inputs.source, ranked, inputs.layers, len(inputs.codes), rows, inputs.dtype)

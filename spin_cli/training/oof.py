@@ -1,0 +1,31 @@
+"""Out-of-fold probabilities of the training texts as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import artifacts
+from spin_cli.activations import read_samples
+from spin_cli.training.inputs import Inputs
+
+
+def write_oof(path: Path, inputs: Inputs, probs: NDArray[np.float64]) -> None:
+    """Write ``id,label,prob_<class>...``, a row for each train and val text in their order.
+
+    No row's probabilities come from a probe or head that has seen its label, so a text whose own
+    label is improbable here may be labelled wrongly (Northcutt et al. 2021).
+    """
+    samples = read_samples(inputs.source)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "label", *(f"prob_{name}" for name in inputs.classes)])
+    place = {row: at for at, row in enumerate(inputs.search_rows)}
+    for row in sorted(place):
+        values = (f"{p:.6f}" for p in probs[place[row]])
+        writer.writerow([samples.ids[row], samples.labels[row], *values])
+    artifacts.write_text(path, text.getvalue())

@@ -1,0 +1,96 @@
+"""Which of many heads: by what they did on rows that they were not fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import metrics
+from spin_cli.config import Metric
+from spin_cli.training.table import Choice
+
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate head and its probabilities on the rows that it is judged by."""
+
+    choice: Choice
+    neurons: int
+    strength: float
+    """Penalty as a share of the training rows."""
+    probs: NDArray[np.float64]
+    """(N, n_classes)"""
+
+
+def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
+    """*metric* on some rows; macro-F1 of two classes at its best threshold on them."""
+    if metric is Metric.MACRO_F1 and probs.shape[1] == 2:
+        return metrics.macro_f1(y, metrics.decide(probs, metrics.best_threshold(y, probs)), 2)
+    return metrics.score_function(metric)(y, probs)
+
+
+def best_of(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> Judged:
+    """The best on rows with codes *y*, where ties go to the cheaper head.
+
+    Scores within one standard error of the highest are ties: of a hundred candidates the highest
+    is mostly lucky. Among these the log loss decides, which is far less noisy; and where that too
+    is within one standard error of the lowest, the shallowest head wins, then the smallest. Both
+    errors are those of the *difference* from the best, over the same rows.
+    """
+    tied = _near(judged, y, metric)
+    losses = [metrics.row_losses(y, item.probs) for item in tied]
+    lowest = min(losses, key=lambda rows: float(rows.mean()))
+    equal = [
+        (float(rows.mean()), item)
+        for rows, item in zip(losses, tied, strict=True)
+        if float((rows - lowest).mean()) <= float((rows - lowest).std()) / len(y) ** 0.5
+    ]
+    return min(equal, key=lambda pair: (pair[1].choice.depth, pair[1].neurons, pair[0]))[1]
+
+
+def _near(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> list[Judged]:
+    """Those whose score is within one bootstrap standard error of the highest."""
+    scores = [score(metric, y, item.probs) for item in judged]
+    top = int(np.argmax(scores))
+    samples = metrics.resamples(len(y), RESAMPLES)
+    n_classes = judged[top].probs.shape[1]
+
+    def again(item: Judged) -> NDArray[np.float64]:
+        """The score on every resample; a threshold is chosen once, on all rows."""
+        if metric is Metric.LOG_LOSS:
+            losses = metrics.row_losses(y, item.probs)
+            return np.array([-losses[rows].mean() for rows in samples])
+        if metric is Metric.AUROC:
+            return np.array([score(metric, y[rows], item.probs[rows]) for rows in samples])
+        threshold = None
+        if metric is Metric.MACRO_F1 and n_classes == 2:
+            threshold = metrics.best_threshold(y, item.probs)
+        predicted = metrics.decide(item.probs, threshold)
+        if metric is Metric.ACCURACY:
+            right = (predicted == y).astype(float)
+            return np.array([right[rows].mean() for rows in samples])
+        return np.array([metrics.macro_f1(y[rows], predicted[rows], n_classes) for rows in samples])
+
+    best = again(judged[top])
+    near = []
+    for item, value in zip(judged, scores, strict=True):
+        error = float(np.nanstd(best - again(item)))
+        if scores[top] - value <= error:
+            near.append(item)
+    return near
+
+
+def frontier(judged: Sequence[Judged], y: NDArray[np.int64]) -> list[Judged]:
+    """Heads such that every other is deeper, larger or has a higher log loss; shallowest first."""
+    loss = {id(item): metrics.log_loss(y, item.probs) for item in judged}
+    ranked = sorted(judged, key=lambda item: (item.choice.depth, item.neurons, loss[id(item)]))
+    kept: list[Judged] = []
+    for item in ranked:
+        if all(o.neurons > item.neurons or loss[id(o)] > loss[id(item)] for o in kept):
+            kept.append(item)
+    return kept

@@ -1,0 +1,285 @@
+"""What ``metrics.json`` holds: the head, its rivals, and how sure the difference is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import metrics
+from spin_cli.activations import Feature
+from spin_cli.config import Metric, Site
+from spin_cli.head import Head
+from spin_cli.training import baselines
+from spin_cli.training.calibration import MIN_ROWS, Evidence, Scaling
+from spin_cli.training.inputs import Inputs, make_reader
+from spin_cli.training.pick import Judged, frontier, score
+from spin_cli.training.search import fit_columns
+from spin_cli.training.table import Reader
+
+RESAMPLES = 1000
+LEVEL = 0.95
+Probs = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a search ended."""
+
+    best: Judged
+    tried: list[Judged]
+    """Judged on val rows."""
+    crossed: list[Judged]
+    """Judged on out-of-fold rows; empty without cross-validation."""
+    evidence: Evidence
+    refit: bool
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A classifier of the usual kind, on the same splits."""
+
+    what: dict[str, Any]
+    """What it is, for the report."""
+    probs: dict[str, Probs]
+    """By split: val, and test where there is one."""
+
+
+def measure(
+    source: Path,
+    inputs: Inputs,
+    found: Found,
+    head: Head,
+    scaling: Scaling,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Score the head and its rivals on val and, once, on test, and compare them there."""
+    reader = make_reader(source, inputs, inputs.search_rows)
+    tester = make_reader(source, inputs, inputs.rows["test"])
+    y = {name: inputs.codes[rows] for name, rows in inputs.rows.items() if len(rows)}
+    spin = {found.evidence.what: scaling.apply(found.evidence.probs)}
+    if "val" not in spin:  # out-of-fold rows are train rows, then val rows
+        spin["val"] = spin[found.evidence.what][len(inputs.rows["train"]) :]
+    if "test" in y:
+        spin["test"] = head.probabilities(tester.gather(found.best.choice))
+    y[found.evidence.what] = found.evidence.codes
+    rivals = find_rivals(reader, tester, inputs, notes)
+    scores = {
+        name: metrics.evaluate(y[name], probs, inputs.classes, head.threshold)
+        for name, probs in spin.items()
+    }
+    codes = inputs.codes[inputs.search_rows if found.crossed else inputs.rows["val"]]
+    report = {
+        "metric": inputs.metric.value,
+        "head": inputs.config.head.value,
+        "penalty": inputs.config.penalty.value,
+        "chosen": describe(found.best, inputs, found.evidence.codes)
+        | {"threshold": head.threshold, "abstain_below": head.abstain_below, "refit": found.refit},
+        "judged_on": {"what": found.evidence.what, "rows": len(found.evidence.codes)},
+        "layers_total": len(inputs.activations["layers"]) - 1,
+        "neurons_total": sum(
+            f.width for f in inputs.features if f.pooling in found.best.choice.poolings
+        ),
+        "rows": {name: len(index) for name, index in inputs.rows.items()},
+        "spin": scores,
+        "calibration": _calibration(found, spin, y, scaling, inputs),
+        **{name: _rival_scores(rival, inputs, y) for name, rival in rivals.items()},
+        "candidates": _candidates(found, inputs),
+        "frontier": [
+            describe(item, inputs, codes) for item in frontier(found.crossed or found.tried, codes)
+        ],
+        "notes": notes,
+    }
+    if head.abstain_below is not None:
+        report["answered"] = {name: _answered(y[name], probs, head) for name, probs in spin.items()}
+    if "test" in y:
+        _compare(report, spin["test"], rivals, y, inputs, head.threshold)
+    return report
+
+
+def find_rivals(
+    reader: Reader, tester: Reader, inputs: Inputs, notes: list[str]
+) -> dict[str, Rival]:
+    """The last layer, the best single layer, and TF-IDF where the texts are still there."""
+    rivals = {
+        "last_layer": whole_layer(reader, tester, inputs, last_layers(inputs)),
+        "best_layer": whole_layer(reader, tester, inputs, best_layers(reader)),
+    }
+    texts = baselines.read_texts(inputs.activations)
+    if isinstance(texts, str):
+        notes.append(f"no TF-IDF baseline: {texts}")
+        return rivals
+    try:
+        probs = baselines.tfidf(texts, inputs.codes, inputs.rows, len(inputs.classes))
+    except ValueError as error:  # no text has a word
+        notes.append(f"no TF-IDF baseline: {error}")
+        return rivals
+    return rivals | {"tfidf": Rival({}, probs)}
+
+
+def last_layers(inputs: Inputs) -> list[Feature]:
+    """The usual choice: the last layer's output, raw and after the final norm."""
+    features = [f for f in inputs.features if f.site is Site.HIDDEN] or list(inputs.features)
+    last = inputs.layers[-2:] if inputs.layers[-1].endswith("final") else inputs.layers[-1:]
+    found = [f for f in features if f.layer in last]
+    return found or [f for f in features if f.layer == features[-1].layer]
+
+
+def best_layers(reader: Reader) -> list[Feature]:
+    """The matrices of the three best probes."""
+    ranked = sorted(reader.ranked.values(), key=lambda item: -item.val_score)
+    return [item.feature for item in ranked[:3]]
+
+
+def whole_layer(
+    reader: Reader, tester: Reader, inputs: Inputs, features: Sequence[Feature]
+) -> Rival:
+    """Ridge logistic regression on all neurons of one matrix, the best of *features* on val."""
+    fits = [(f, fit_columns(reader.whole(f), inputs.split)) for f in features]
+    feature, fitted = max(fits, key=lambda pair: pair[1].rank)
+    probs = {"val": fitted.val_probs}
+    if len(inputs.rows["test"]):
+        probs["test"] = fitted.probabilities(tester.whole(feature))
+    what = {
+        "layer": feature.layer,
+        "site": feature.site.value,
+        "pooling": feature.pooling.value,
+        "strength": fitted.strength,
+    }
+    return Rival(what, probs)
+
+
+def _threshold_of(rival: Rival, inputs: Inputs) -> float | None:
+    """A rival's threshold is tuned where the head's is, so that neither has an advantage."""
+    val = inputs.codes[inputs.rows["val"]]
+    wanted = inputs.metric is Metric.MACRO_F1 and len(inputs.classes) == 2
+    tuned = wanted and len(val) >= MIN_ROWS
+    return metrics.best_threshold(val, rival.probs["val"]) if tuned else None
+
+
+def _rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
+    threshold = _threshold_of(rival, inputs)
+    scores = {
+        name: metrics.evaluate(y[name], probs, inputs.classes, threshold)
+        for name, probs in rival.probs.items()
+    }
+    return rival.what | {"threshold": threshold} | scores
+
+
+def _calibration(
+    found: Found,
+    spin: dict[str, Probs],
+    y: dict[str, NDArray[np.int64]],
+    scaling: Scaling,
+    inputs: Inputs,
+) -> dict[str, Any]:
+    before = metrics.calibration_error(found.evidence.codes, found.evidence.probs)
+    entry: dict[str, Any] = {
+        "kind": inputs.config.calibration.value,
+        "temperature": 1.0 / scaling.slope,
+        "shift": scaling.shift.tolist(),
+        "ece_before": {found.evidence.what: before},
+        "ece": {name: metrics.calibration_error(y[name], p) for name, p in spin.items()},
+    }
+    if "test" in spin:
+        raw = scaling.undo(spin["test"])
+        entry["ece_before"]["test"] = metrics.calibration_error(y["test"], raw)
+    return entry
+
+
+def _answered(y: NDArray[np.int64], probs: Probs, head: Head) -> dict[str, float]:
+    """Share of rows that get an answer, and the accuracy of these answers."""
+    given = ~head.abstains(probs)
+    right = head.decide(probs) == y
+    return {
+        "share": float(given.mean()),
+        "accuracy": float(right[given].mean()) if given.any() else float("nan"),
+    }
+
+
+def _compare(
+    report: dict[str, Any],
+    probs: Probs,
+    rivals: dict[str, Rival],
+    y: dict[str, NDArray[np.int64]],
+    inputs: Inputs,
+    threshold: float | None,
+) -> None:
+    """Add intervals to every test score, and the tests against the rival that is best on val."""
+    test, n_classes = y["test"], len(inputs.classes)
+    rows = metrics.resamples(len(test), RESAMPLES)
+    said = {"spin": metrics.decide(probs, threshold)}
+    for name, rival in rivals.items():
+        said[name] = metrics.decide(rival.probs["test"], _threshold_of(rival, inputs))
+    drawn = {name: _resampled(test, codes, rows, n_classes) for name, codes in said.items()}
+    for name, samples in drawn.items():
+        report[name]["test"]["intervals"] = {
+            metric: _interval(values) for metric, values in samples.items()
+        }
+    val = inputs.codes[inputs.rows["val"]]
+    best = max(rivals, key=lambda name: score(inputs.metric, val, rivals[name].probs["val"]))
+    report["comparison"] = {
+        "against": best,
+        "level": LEVEL,
+        "difference": {
+            metric: {
+                "value": report["spin"]["test"][metric] - report[best]["test"][metric],
+                "interval": _interval(drawn["spin"][metric] - drawn[best][metric]),
+            }
+            for metric in ("accuracy", "macro_f1")
+        },
+        "mcnemar_p": metrics.mcnemar(said["spin"] == test, said[best] == test),
+    }
+
+
+def _resampled(
+    y: NDArray[np.int64], said: NDArray[np.int64], rows: list[NDArray[np.intp]], n_classes: int
+) -> dict[str, NDArray[np.float64]]:
+    """Accuracy and macro-F1 on every resample, from the counts of each."""
+    cells = y * n_classes + said
+    size = n_classes**2
+    scores = []
+    for sample in rows:
+        table = np.bincount(cells[sample], minlength=size).reshape(n_classes, n_classes)
+        scores.append(metrics.scores_of(table))
+    accuracy, macro_f1 = np.array(scores).T
+    return {"accuracy": accuracy, "macro_f1": macro_f1}
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    tail = 50.0 * (1.0 - LEVEL)
+    low, high = np.percentile(values, [tail, 100.0 - tail])
+    return [float(low), float(high)]
+
+
+def _candidates(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
+    """Every head that was tried, best first; those judged out of fold before the others."""
+    listed = []
+    val = inputs.codes[inputs.rows["val"]]
+    for items, y, what in (
+        (found.crossed, inputs.codes[inputs.search_rows], "out-of-fold"),
+        (found.tried, val, "val"),
+    ):
+        entries = [describe(item, inputs, y) | {"judged_on": what} for item in items]
+        listed += sorted(entries, key=lambda e: (-e["score"], e["log_loss"]))
+    return listed
+
+
+def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, Any]:
+    """A candidate as plain values."""
+    choice = item.choice
+    return {
+        "site": choice.site,
+        "pooling": "+".join(pooling.value for pooling in choice.poolings),
+        "eta": choice.eta,
+        "depth": choice.depth,
+        "layer": inputs.layers[choice.depth],
+        "neurons": item.neurons,
+        "strength": item.strength,
+        "score": round(score(inputs.metric, y, item.probs), 6),
+        "log_loss": round(metrics.log_loss(y, item.probs), 6),
+    }

@@ -1,0 +1,324 @@
+"""Choosing, calibrating and comparing heads, against plain loops, scikit-learn and the known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+
+from spin_cli import activations, metrics, probe
+from spin_cli.activations import Feature
+from spin_cli.config import (
+    Calibration,
+    ClassWeight,
+    Metric,
+    Penalty,
+    Pooling,
+    Site,
+    StorageDtype,
+    TrainConfig,
+)
+from spin_cli.errors import DataError, UsageError
+from spin_cli.training import baselines, calibration, mlp, search
+from spin_cli.training.calibration import Evidence
+from spin_cli.training.folds import Folds, fold_rows
+from spin_cli.training.pick import Judged, best_of, frontier
+from spin_cli.training.table import Choice, Ranked, Reader
+
+CHOICE = Choice("ffn", (Pooling.MEAN,), 0.5, 3)
+
+
+def sure(y, strength, rng):
+    """Probabilities of two classes from noisy logits."""
+    z = strength * (2 * y - 1) + rng.normal(size=len(y))
+    return metrics.probabilities(z[:, None], 2)
+
+
+# -- the choice ------------------------------------------------------------------------------
+
+
+def judged(probs, depth, neurons=10):
+    return Judged(replace(CHOICE, depth=depth), neurons, 0.1, probs)
+
+
+def test_ties_go_to_the_shallowest_then_the_smallest_head():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    probs = sure(y, 1.0, rng)
+    noise = rng.normal(0, 1e-4, probs.shape)
+    again = (probs + noise) / (probs + noise).sum(1, keepdims=True)
+    best = judged(probs, 5)
+    others = [judged(again, 3, 90), judged(again, 3, 20), judged(sure(y, 0.2, rng), 1)]
+    for metric in Metric:
+        chosen = best_of([best, *others], y, metric)
+        assert (chosen.choice.depth, chosen.neurons) == (3, 20)
+    clearly = judged(sure(y, 2.0, rng), 6)
+    assert best_of([best, *others, clearly], y, Metric.ACCURACY) is clearly
+
+
+def test_the_frontier_keeps_what_nothing_beats():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 300)
+    items = [
+        judged(sure(y, rng.uniform(0.1, 2), rng), int(rng.integers(1, 6)), int(rng.integers(1, 9)))
+        for _ in range(40)
+    ]
+
+    def cost(item):
+        return item.choice.depth, item.neurons, metrics.log_loss(y, item.probs)
+
+    expected = [
+        a
+        for a in items
+        if not any(
+            all(q <= p for q, p in zip(cost(b), cost(a), strict=True)) for b in items if b is not a
+        )
+    ]
+    assert sorted(map(cost, frontier(items, y))) == sorted(map(cost, expected))
+
+
+# -- fits ------------------------------------------------------------------------------------
+
+
+def make_split(codes, train, penalty=Penalty.L2, weight=ClassWeight.NONE):
+    rows = np.arange(len(codes))
+    n_classes = int(codes.max()) + 1
+    return search.Split(
+        codes, rows[:train], rows[train:], n_classes, Metric.ACCURACY, penalty, weight
+    )
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_many_columns_give_the_same_head_as_the_direct_way(n_classes, monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(150, 900)) * rng.uniform(0.1, 3, 900)
+    z = X[:, : 10 * n_classes].reshape(150, n_classes, 10).sum(2)
+    split = make_split(z.argmax(1), 100)
+    monkeypatch.setattr(search, "LOOSE", 1e-6)
+    short = search.walk_strengths(X, split, (1.0, 0.03), 1e-6)
+    monkeypatch.setattr(search, "WIDE", 10**9)
+    direct = search.walk_strengths(X, split, (1.0, 0.03), 1e-6)
+    for one, other in zip(short, direct, strict=True):
+        np.testing.assert_allclose(one.val_probs, other.val_probs, atol=1e-3)
+
+
+@pytest.mark.parametrize(("penalty", "share"), [("l2", 0.0), ("l1", 1.0), ("elasticnet", 0.5)])
+@pytest.mark.parametrize("weight", ["none", "balanced"])
+def test_penalties_and_class_weights_are_those_of_scikit_learn(penalty, share, weight):
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(300, 8))
+    codes = (X[:, 0] + rng.normal(size=300) > 0.8).astype(np.int64)
+    split = make_split(codes, 200, Penalty(penalty), ClassWeight(weight))
+    fitted = search.walk_strengths(X, split, [0.1], 1e-7)[0]
+    l1, l2 = 0.1 * share * 0.1 * 200, (1 - share) * 0.1 * 200
+    model = LogisticRegression(
+        C=1 / (l1 + l2),
+        l1_ratio=l1 / (l1 + l2),
+        solver="saga",
+        tol=1e-9,
+        max_iter=20_000,
+        class_weight="balanced" if weight == "balanced" else None,
+    )
+    standard = probe.standardise(X[:200])
+    model.fit(standard.X.astype(np.float64), codes[:200])
+    np.testing.assert_allclose(fitted.fit.coef, model.coef_, atol=1e-4)
+
+
+# -- cross-validation ------------------------------------------------------------------------
+
+
+def noise_reader(folder, rows=300, width=600):
+    """Activations of pure noise, and a ranking made with all labels in view."""
+    rng = np.random.default_rng(0)
+    feature = Feature("layer_01", Site.FFN, Pooling.MEAN, width)
+    X = rng.normal(size=(rows, width)).astype(np.float32)
+    codes = rng.integers(0, 2, rows)
+    activations.create_layer(folder / feature.file, [feature], rows, StorageDtype.FLOAT32)
+    with activations.RowWriter(folder, [feature]) as writer:
+        writer.write(feature, 0, X)
+    fit = probe.fit(probe.standardise(X).X, codes, 2, l1=0.06 * rows)
+    values = fit.coef[0] ** 2
+    order = np.argsort(-values)[: np.count_nonzero(values)].astype(np.int32)
+    shares = np.cumsum(values[order]) / values.sum()
+    ranked = {feature: Ranked(feature, order, shares, 1 / (0.06 * rows), 0.5)}
+    layers = ("layer_00", "layer_01")
+    reader = Reader(folder, ranked, layers, rows, np.arange(rows), StorageDtype.FLOAT32)
+    return reader, codes
+
+
+def test_cross_validation_sees_nothing_in_noise(tmp_path):
+    """Selected with a fold's rows in view, the same neurons look far better than chance."""
+    reader, codes = noise_reader(tmp_path)
+    split = make_split(codes, len(codes))
+    choice = Choice("ffn", (Pooling.MEAN,), 1.0, 1)
+    (honest,) = Folds(reader, split, 5, 1, 0).judge({choice: [0.1]})
+    fold = fold_rows(codes, 5, 0)
+    leaky = np.empty_like(honest.probs)
+    for k in range(5):
+        part = replace(split, train=np.flatnonzero(fold != k), val=np.flatnonzero(fold == k))
+        leaky[part.val] = search.walk_strengths(reader.gather(choice), part, [0.1])[0].val_probs
+    assert metrics.auroc(codes, leaky[:, 1]) > 0.75
+    assert abs(metrics.auroc(codes, honest.probs[:, 1]) - 0.5) < 0.15
+
+
+def test_folds_deal_every_class_out_evenly():
+    codes = np.random.default_rng(0).choice(3, 101, p=[0.8, 0.15, 0.05])
+    fold = fold_rows(codes, 4, 0)
+    for code in range(3):
+        counts = np.bincount(fold[codes == code], minlength=4)
+        assert counts.max() - counts.min() <= 1
+    assert np.ptp(np.bincount(fold)) <= 1
+    np.testing.assert_array_equal(fold, fold_rows(codes, 4, 0))
+    assert (fold != fold_rows(codes, 4, 1)).any()
+
+
+# -- calibration and thresholds --------------------------------------------------------------
+
+
+def evidence(n=3000, overconfidence=3.0, shift=0.0, positives=0.5):
+    """Rows whose log odds are known, and a classifier that exaggerates them."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(np.log(positives / (1 - positives)), 1.5, n)
+    y = (rng.random(n) < 1 / (1 + np.exp(-z))).astype(np.int64)
+    return Evidence(y, metrics.probabilities((overconfidence * z + shift)[:, None], 2), ("a", "b"),
+                    "val")  # fmt: skip
+
+
+def test_the_temperature_undoes_overconfidence():
+    given, notes = evidence(), []
+    scaling = calibration.fit_scaling(given, Calibration.TEMPERATURE, notes)
+    assert 1 / scaling.slope == pytest.approx(3.0, rel=0.1) and not notes
+    better = scaling.apply(given.probs)
+    before, after = (metrics.calibration_error(given.codes, p) for p in (given.probs, better))
+    assert after < 0.03 < 0.08 < before
+    np.testing.assert_allclose(scaling.undo(better), given.probs, atol=1e-9)
+    np.testing.assert_array_equal(better.argmax(1), given.probs.argmax(1))
+
+
+def test_per_class_calibration_undoes_a_shift_too():
+    given = evidence(shift=2.0)
+    scaling = calibration.fit_scaling(given, Calibration.PER_CLASS, [])
+    assert scaling.shift[0] == pytest.approx(-2 / 3, abs=0.15)
+    assert metrics.calibration_error(given.codes, scaling.apply(given.probs)) < 0.03
+
+
+def test_too_few_rows_calibrate_nothing_and_say_so():
+    notes = []
+    given = evidence(calibration.MIN_ROWS - 1)
+    scaling = calibration.fit_scaling(given, Calibration.TEMPERATURE, notes)
+    assert scaling.slope == 1.0 and "99 val rows" in notes[0]
+    assert calibration.choose_threshold(given, Metric.MACRO_F1, TrainConfig(), notes) is None
+    assert "threshold left at 0.5" in notes[1]
+
+
+def test_calibration_error_is_that_of_a_loop_over_bins():
+    given = evidence()
+    sure_of, right = given.probs.max(1), given.probs.argmax(1) == given.codes
+    total = 0.0
+    for low in np.arange(15) / 15:
+        inside = (sure_of >= low) & (sure_of < low + 1 / 15 + (low > 0.93))
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - sure_of[inside].mean())
+    assert metrics.calibration_error(given.codes, given.probs) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("positive", ["a", "b"])
+def test_targets_are_met_at_the_least_cost(positive):
+    given = evidence(positives=0.3)
+    code = given.classes.index(positive)
+    true = given.codes == code
+    scores = given.probs[:, code]
+    for option, wanted in (("target_precision", 0.9), ("target_recall", 0.8)):
+        config = TrainConfig(positive_label=positive, **{option: wanted})
+        threshold = calibration.choose_threshold(given, Metric.ACCURACY, config, [])
+        said = metrics.decide(given.probs, threshold) == code
+        precision, recall = (said & true).sum() / said.sum(), (said & true).sum() / true.sum()
+        # By brute force over every threshold there is.
+        best = 0.0
+        for t in np.unique(scores):
+            hits, all_said = (true & (scores >= t)).sum(), (scores >= t).sum()
+            if option == "target_precision" and hits / all_said >= wanted and all_said >= 30:
+                best = max(best, hits / true.sum())
+            if option == "target_recall" and hits / true.sum() >= wanted:
+                best = max(best, t)
+        if option == "target_precision":
+            assert precision >= wanted and recall == pytest.approx(best)
+        else:
+            assert recall >= wanted and scores[said].min() == pytest.approx(best)
+
+
+def test_targets_that_cannot_be_met_or_understood():
+    few = evidence(150, positives=0.1)
+    blind = replace(evidence(), codes=np.random.default_rng(1).integers(0, 2, 3000))
+    with pytest.raises(DataError, match="the highest"):
+        config = TrainConfig(target_precision=0.99)
+        calibration.choose_threshold(blind, Metric.ACCURACY, config, [])
+    for config, kind, word in (
+        (TrainConfig(target_precision=0.5, target_recall=0.5), UsageError, "one of them"),
+        (TrainConfig(positive_label="c"), UsageError, "a, b"),
+    ):
+        with pytest.raises(kind, match=word):
+            calibration.choose_threshold(evidence(), Metric.ACCURACY, config, [])
+    with pytest.raises(DataError, match="takes 50"):
+        calibration.choose_threshold(few, Metric.ACCURACY, TrainConfig(target_recall=0.9), [])
+
+
+def test_abstaining_reaches_the_target_accuracy_on_as_many_rows_as_can_be():
+    given = evidence()
+    notes: list[str] = []
+    bound = calibration.choose_abstention(given, None, TrainConfig(target_accuracy=0.9), notes)
+    sure_of, right = given.probs.max(1), given.probs.argmax(1) == given.codes
+    answered = sure_of >= bound
+    assert right[answered].mean() >= 0.9 and f"{answered.mean():.1%}" in notes[0]
+    more = max((sure_of >= t).sum() for t in sure_of if right[sure_of >= t].mean() >= 0.9)
+    assert answered.sum() == more
+    kept = TrainConfig(abstain_below=0.7)
+    assert calibration.choose_abstention(given, None, kept, []) == 0.7
+
+
+# -- rivals ----------------------------------------------------------------------------------
+
+
+def test_mcnemar_is_the_binomial_test_on_the_rows_that_differ():
+    rng = np.random.default_rng(0)
+    one, other = rng.random(200) < 0.8, rng.random(200) < 0.7
+    expected = binomtest(int((one & ~other).sum()), int((one != other).sum())).pvalue
+    assert metrics.mcnemar(one, other) == pytest.approx(expected)
+    assert metrics.mcnemar(one, one) == 1.0
+
+
+def test_tfidf_learns_words_and_knows_only_the_vocabulary_of_train():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 300)
+    words = ["apple", "bread", "cheese"]
+    texts = [f"{words[c]} and {words[rng.integers(3)]} {words[c]}" for c in codes]
+    rows = {"train": np.arange(200), "val": np.arange(200, 260), "test": np.arange(260, 300)}
+    probs = baselines.tfidf(texts, codes, rows, 3)
+    assert (probs["test"].argmax(1) == codes[rows["test"]]).mean() > 0.95
+    unknown = [*texts[:260], *["zebra"] * 40]
+    blank = baselines.tfidf(unknown, codes, rows, 3)["test"]
+    assert np.ptp(blank, axis=0).max() == 0
+
+
+# -- hidden units ----------------------------------------------------------------------------
+
+
+def test_hidden_units_learn_what_no_linear_head_can_and_fold_to_raw_columns():
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(900, 4)) * [1, 5, 0.1, 1] + [3, -20, 0, 0]).astype(np.float32)
+    codes = ((X[:, 0] > 3) ^ (X[:, 1] > -20)).astype(np.int64)
+    split = make_split(codes, 700)
+    layers, standard = mlp.fit_mlp(X, split, seed=0)
+    assert metrics.accuracy(codes[700:], layers.val_probs.argmax(1)) > 0.9
+    assert search.fit_columns(X, split).score < 0.7
+    A, a = layers.folded(standard)
+    units = np.maximum(X[700:].astype(float) @ A.T.astype(float) + a, 0.0)
+    probs = metrics.probabilities(units @ layers.weight.T + layers.bias, 2)
+    np.testing.assert_allclose(probs, layers.val_probs, atol=1e-4)
+    again, _ = mlp.fit_mlp(X, split, seed=0)
+    np.testing.assert_array_equal(again.hidden, layers.hidden)
+    other, _ = mlp.fit_mlp(X, split, seed=1)
+    assert (other.hidden != layers.hidden).any()
