@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from spin_cli import activations, artifacts, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
-from spin_cli.config import DataConfig, ModelConfig, Pooling, Site, StorageDtype, from_plain
+from spin_cli.config import Bits, DataConfig, ModelConfig, Pooling, Site, StorageDtype, from_plain
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
 from spin_cli.head import load_head
@@ -166,6 +166,8 @@ def _recompute(
         count = manifest["counts"]["rows"]
         chosen = sorted(random.Random(seed).sample(range(count), min(rows, count)))
         texts = _pick(reread(manifest["request"]["data"], data), chosen)
+        if options.bits is Bits.EIGHT:
+            return Check(what, None, "read with 8 bits, where a text's vectors depend on its batch")
         # What runs foreign code or unpickles is never taken from a manifest.
         options = replace(
             options, model=model or options.model, trust_remote_code=False, allow_pickle=False

@@ -429,6 +429,12 @@ READING_CHANGES = {
     "dtype": [None, "float64", 3, [], {}, ""],
     "prompt_template": ["no place for it", "{text} {text}", 3, [], {}, "", True],
     "revision": [3, [], {}, True],
+    "special_tokens": [None, 0, "yes", [], {}],
+    "chat": [None, 1, "yes", [], {}],
+    "system_prompt": [3, [], {}, True],
+    "adapter": [3, [], {}, True],
+    "bits": ["2bit", 8, [], {}, ""],
+    "device_map": [3, [], {}, True],
 }
 
 
