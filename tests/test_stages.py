@@ -201,7 +201,8 @@ def test_with_float16_storage_predict_differs_by_rounding_alone(data, whole):
 
 
 def test_more_than_two_classes(tmp_path):
-    run = all_stages(SAMPLES / "requests", tmp_path / "run", replace(CONFIG, layers="3-4"))
+    config = replace(CONFIG, layers="3-4", poolings=(Pooling.MEAN,))
+    run = all_stages(SAMPLES / "requests", tmp_path / "run", config)
     report = json.loads((run / "head" / "metrics.json").read_text())
     classes = artifacts.read_manifest(run / "head", "head")["classes"]
     assert len(classes) == 7 and report["metric"] == "macro-f1"

@@ -22,6 +22,12 @@ KEEP_SMALL, KEEP_LARGE, LARGE = 0.4, 0.8, 200
 working set is large and a new Hessian dear."""
 
 
+NEWTON_STEPS, LBFGS_STEPS = 5, 150
+"""Steps that each usually needs for ridge penalties on standardised columns."""
+LBFGS_TOL = 1e-5
+"""Below this share of `lambda_max` L-BFGS may stall."""
+
+
 class Solver:
     """Minimises ``f + l1‖W‖₁ + l2/2 ‖W‖²`` for one penalty after another, from where it stands.
 
@@ -106,7 +112,7 @@ class Solver:
     def _descend(
         self, classes: Index, features: Index, l1: float, l2: float, tol: float, max_iter: int
     ) -> None:
-        if len(features) > MAX_PAIRS:
+        if len(features) > MAX_PAIRS or (l1 == 0.0 and self._is_for_lbfgs(tol)):
             self._first_order(features, l1, l2, tol, max_iter - self.iterations)
             return
         self.columns.add(np.unique(features))
@@ -136,6 +142,19 @@ class Solver:
             if not self._newton(pairs, u, g, penalty, l2, 0.1 * worst):
                 self.stale = True
                 return
+
+    def _is_for_lbfgs(self, tol: float) -> bool:
+        """Whether L-BFGS gets to *tol* sooner than Newton steps, without an l1 penalty.
+
+        Operations of a few Newton steps (the Hessian of K(K + 1)/2 blocks and its factor) against
+        those of L-BFGS, each of which takes longer, as it waits for memory.
+        """
+        if tol < LBFGS_TOL * self.lambda_max:
+            return False
+        (K, d), N = self.W.shape, len(self.z)
+        newton = NEWTON_STEPS * (K * (K + 1) / 2 * d * d * N + (K * d) ** 3 / 3)
+        lbfgs = LBFGS_STEPS * 4 * N * d * K * (10 / min(K, 4))
+        return bool(lbfgs < newton)
 
     def _first_order(
         self, features: Index, l1: float, l2: float, tol: float, max_iter: int
