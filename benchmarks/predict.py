@@ -166,7 +166,7 @@ def load_weights(name: str, depth: int | None) -> float:
         config = AutoConfig.from_pretrained(location.source, **location.arguments)
         shorten(config, depth)
         started = time.perf_counter()
-        loading._load_model(options, location, config, torch.float32)
+        loading._load_model(options, location, config, torch.float32, {})
         return time.perf_counter() - started
 
 

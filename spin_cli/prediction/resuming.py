@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +17,9 @@ from spin_cli.prediction.predictor import Predictor
 from spin_cli.prediction.stream import FIRST_WINDOW, WINDOW, Prediction
 
 Item = Row | BadRow
-TOLERANCE = 0.05
-"""Difference in a probability that another batch may make; more means another head."""
+COMPARED, TOLERANCE = 8, 0.05
+"""Rows that are classified again, and the difference in a probability that another batch may
+make; more means another head."""
 SEPARATORS = {OutputFormat.CSV: ",", OutputFormat.TSV: "\t"}
 
 
@@ -66,19 +68,18 @@ def go_on(
     """
     kept, end = 0, 0
     since: list[tuple[Item, Prediction]] = []
-    latest: tuple[Row, Prediction] | None = None
+    latest: deque[tuple[Row, Prediction]] = deque(maxlen=COMPARED)
     for number, (record, offset) in enumerate(_records(path, kind), 1):
         item = _matching(path, number, record, items)
         found = _restore(path, number, record, item, predictor)
         since.append((item, found))
         if isinstance(item, Row) and found.error is None:
-            latest = item, found
+            latest.append((item, found))
         if number >= FIRST_WINDOW and (number - FIRST_WINDOW) % WINDOW == 0:
             count([prediction for _, prediction in since])
             kept, end = number, offset
             since.clear()
-    if latest is not None:
-        _check_same_head(path, *latest, predictor)
+    _check_same_head(path, latest, predictor)
     with path.open("r+b") as file:
         file.truncate(end)
     return kept, chain([item for item, _ in since], items)
@@ -96,14 +97,20 @@ def _matching(path: Path, number: int, record: dict[str, Any], items: Iterator[I
     return item
 
 
-def _check_same_head(path: Path, row: Row, found: Prediction, predictor: Predictor) -> None:
-    probs = predictor.probabilities([row.text])[0]
-    now = dict(zip(predictor.head.classes, probs.tolist(), strict=True))
-    if any(abs(now[name] - p) > TOLERANCE for name, p in found.probs.items()):
-        raise ArtifactError(
-            f"{path}: row {row.id!r} was not classified by this head and model",
-            "It was made with another head: name another file with -o.",
-        )
+def _check_same_head(
+    path: Path, latest: Collection[tuple[Row, Prediction]], predictor: Predictor
+) -> None:
+    """Classify the last rows again: another head would answer otherwise."""
+    if not latest:
+        return
+    probs = predictor.probabilities([row.text for row, _ in latest])
+    for (row, found), again in zip(latest, probs, strict=True):
+        now = dict(zip(predictor.head.classes, again.tolist(), strict=True))
+        if any(abs(now[name] - p) > TOLERANCE for name, p in found.probs.items()):
+            raise ArtifactError(
+                f"{path}: row {row.id!r} was not classified by this head and model",
+                "It was made with another head: name another file with -o.",
+            )
 
 
 def _restore(
