@@ -14,7 +14,16 @@ from typing import Annotated
 import typer
 
 from spin_cli import __version__
-from spin_cli.cli import exporting, inspecting, pipeline, predicting, stages, terminal
+from spin_cli.cli import (
+    exporting,
+    extracting,
+    inspecting,
+    pipeline,
+    predicting,
+    selecting,
+    terminal,
+    training,
+)
 from spin_cli.errors import SpinError
 
 app = typer.Typer(
@@ -27,9 +36,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("extract")(stages.extract)
-app.command("select")(stages.select)
-app.command("train")(stages.train)
+app.command("extract")(extracting.extract)
+app.command("select")(selecting.select)
+app.command("train")(training.train)
 app.command("predict")(predicting.predict)
 app.command("export")(exporting.export)
 app.command("inspect")(inspecting.inspect)

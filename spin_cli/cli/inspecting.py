@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from spin_cli.cli import options as o
-from spin_cli.cli.stages import print_report
 from spin_cli.cli.terminal import human_bytes, print_json, print_table
+from spin_cli.cli.training import print_report
 from spin_cli.errors import ArtifactError
 
 

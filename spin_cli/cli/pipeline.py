@@ -9,18 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from spin_cli.cli import options as o
-from spin_cli.cli.stages import (
-    listed,
-    print_report,
-    read_bits,
-    read_map,
-    read_prompt,
-    run_extract,
-    run_select,
-    run_train,
-)
+from spin_cli.cli.extracting import run_extract
+from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
+from spin_cli.cli.selecting import run_select
 from spin_cli.cli.style import Style
 from spin_cli.cli.terminal import print_json, print_table, say
+from spin_cli.cli.training import print_report, run_train
 from spin_cli.config import (
     DEFAULT_MAX_LENGTH,
     DataConfig,

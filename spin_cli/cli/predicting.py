@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spin_cli.cli import options as o
+from spin_cli.cli.parsing import read_map
 from spin_cli.cli.running import Run, show_scores
-from spin_cli.cli.stages import read_map
 from spin_cli.cli.terminal import print_json, say
 from spin_cli.cli.writing import partial_path
 from spin_cli.config import Dtype, Format, OnError, OutputFormat, PredictConfig

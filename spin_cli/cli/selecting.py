@@ -1,0 +1,133 @@
+"""``spin select``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spin_cli.cli import options as o
+from spin_cli.cli.parsing import numbers
+from spin_cli.cli.terminal import (
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+)
+from spin_cli.config import (
+    DEFAULT_ETAS_TEXT,
+    Control,
+    SelectConfig,
+    Solver,
+)
+
+
+def select(
+    source: Annotated[
+        Path, typer.Argument(metavar="ACTIVATIONS", help="Folder of `spin extract`.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write [default: beside it].")
+    ] = None,
+    metric: o.ChooseBy = None,
+    eta: Annotated[
+        str, typer.Option("--eta", help="Shares of the importance to list masks for.")
+    ] = DEFAULT_ETAS_TEXT,
+    path_points: Annotated[
+        int, typer.Option("--path-points", min=2, help="Penalties tried per probe.")
+    ] = SelectConfig.path_points,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Most neurons kept of a matrix.")
+    ] = None,
+    solver: Annotated[
+        Solver, typer.Option("--solver", help="newton, or the paper's recipe for comparison.")
+    ] = SelectConfig.solver,
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            "--bootstrap", min=0, help="Resamples over which each neuron's selection is counted."
+        ),
+    ] = SelectConfig.bootstrap,
+    control: Annotated[
+        Control,
+        typer.Option("--control", help="Random neurons instead; or shuffled labels beside."),
+    ] = SelectConfig.control,
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--memory-limit",
+            min=0.0,
+            help="GB that matrices may take; larger ones are streamed. Default: half of the free.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
+    workers: o.Workers = 0,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Fit a probe per layer, site and pooling, and rank its neurons.
+
+    Example: `spin select run/activations`
+    """
+    config = SelectConfig(
+        metric=metric,
+        etas=numbers("--eta", eta),
+        path_points=path_points,
+        solver=solver,
+        top_k=top_k,
+        bootstrap=bootstrap,
+        control=control,
+        memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
+        workers=workers,
+        seed=seed,
+    )
+    output = output or source.parent / "selection"
+    show_selected(run_select(source, output, config, force), output, json)
+
+
+def run_select(source: Path, output: Path, config: SelectConfig, force: bool) -> dict[str, Any]:
+    """Run the stage under a progress bar."""
+    from spin_cli import selection
+
+    say(f"select: probes on {source}")
+    with progress_bar("select") as progress:
+        return selection.select(source, output, config, force=force, progress=progress)
+
+
+def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
+    """Print the best probes and the next command."""
+    if json:
+        print_json(
+            {
+                "stage": "select",
+                "output": output,
+                "scores": manifest["scores"],
+                "log": manifest["log"],
+            }
+        )
+        return
+    best = sorted(manifest["scores"], key=lambda row: -float(row["val_score"]))[:8]
+    last = list(best[0])[-1]
+    extra = [n for n in ("control", "control_score", "selectivity", "stability") if n in best[0]]
+    print_table(
+        f"Best of {len(manifest['scores'])} probes, by {manifest['metric']} on val",
+        ["layer", "site", "pooling", manifest["metric"], *extra, "C", "neurons", "of"],
+        [
+            [
+                row["layer"], row["site"], row["pooling"], f"{float(row['val_score']):.4f}",
+                *[str(row[name]) for name in extra],
+                f"{float(row['C']):.3g}", str(row[last]), str(row["width"]),
+            ]
+            for row in best
+        ],
+    )  # fmt: skip
+    if unconverged := manifest["counts"]["unconverged"]:
+        names = [
+            f"{row['layer']} {row['site']} {row['pooling']}"
+            for row in manifest["scores"]
+            if str(row["converged"]) == "False"
+        ]
+        listed_names = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        say(f"note: {unconverged} probes stopped short of the tolerance: {listed_names}")
+    say(f"next: spin train {output}")

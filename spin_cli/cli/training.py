@@ -1,0 +1,186 @@
+"""``spin train``, and what it found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spin_cli.cli import options as o
+from spin_cli.cli.parsing import numbers
+from spin_cli.cli.terminal import (
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+)
+from spin_cli.config import (
+    DEFAULT_ETAS_TEXT,
+    Calibration,
+    ClassWeight,
+    HeadKind,
+    Penalty,
+    Search,
+    TrainConfig,
+)
+from spin_cli.errors import UsageError
+
+
+def train(
+    source: Annotated[Path, typer.Argument(metavar="SELECTION", help="Folder of `spin select`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write [default: beside it].")
+    ] = None,
+    metric: o.ChooseBy = None,
+    site: Annotated[
+        str, typer.Option("--site", help="Sites to search: hidden, ffn, gate, both.")
+    ] = "hidden,ffn,gate,both",
+    eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = DEFAULT_ETAS_TEXT,
+    max_layer: Annotated[
+        int | None, typer.Option("--max-layer", min=0, help="Deepest layer allowed.")
+    ] = None,
+    max_neurons: Annotated[
+        int | None, typer.Option("--max-neurons", min=1, help="Most neurons allowed.")
+    ] = None,
+    search: o.SearchBudget = Search.FAST,
+    cv: o.Folds = None,
+    head: o.KindOfHead = HeadKind.LOGISTIC,
+    penalty: o.HeadPenalty = Penalty.L2,
+    class_weight: o.ClassWeights = ClassWeight.NONE,
+    refit: o.Refit = None,
+    calibration: o.Calibrate = Calibration.TEMPERATURE,
+    positive_label: o.PositiveLabel = None,
+    target_precision: o.TargetPrecision = None,
+    target_recall: o.TargetRecall = None,
+    abstain_below: o.AbstainBelow = None,
+    target_accuracy: o.TargetAccuracy = None,
+    oof: o.OutOfFold = None,
+    seed: Annotated[int, typer.Option("--seed", help="Deals rows out over folds.")] = 0,
+    workers: o.Workers = 0,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Search for the best head on the masked neurons, on validation data.
+
+    Few validation rows? Then train and val rows together are cross-validated, with the neurons of
+    each fold selected anew. Ties go to the shallowest head. The test split is read once, after the
+    choice.
+
+    Example: `spin train run/selection`
+    """
+    names = tuple(part.strip() for part in site.split(","))
+    if not names or set(names) - {"hidden", "ffn", "gate", "both"}:
+        raise UsageError(f"--site {site}: expected some of hidden, ffn, gate, both")
+    config = TrainConfig(
+        metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
+        max_neurons=max_neurons, search=search, cv=cv, head=head, penalty=penalty,
+        class_weight=class_weight, refit=refit, calibration=calibration,
+        positive_label=positive_label, target_precision=target_precision,
+        target_recall=target_recall, abstain_below=abstain_below,
+        target_accuracy=target_accuracy, oof=oof, workers=workers, seed=seed,
+    )  # fmt: skip
+    output = output or source.parent / "head"
+    show_trained(run_train(source, output, config, force), output, json)
+
+
+def run_train(source: Path, output: Path, config: TrainConfig, force: bool) -> dict[str, Any]:
+    """Run the stage under a progress bar."""
+    from spin_cli import training
+
+    say(f"train: searching for a head on {source}")
+    with progress_bar("train") as progress:
+        return training.train(source, output, config, force=force, progress=progress)
+
+
+def show_trained(manifest: dict[str, Any], output: Path, json: bool) -> None:
+    """Print the head beside the last-layer baseline, and the next command."""
+    report = manifest["metrics"]
+    if json:
+        summary = {key: value for key, value in report.items() if key != "candidates"}
+        print_json({"stage": "train", "output": output, "metrics": summary, "log": manifest["log"]})
+        return
+    print_report(report)
+    say(f"next: spin predict {output} texts.csv")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The tables that end `train` and `demo`."""
+    for note in report["notes"]:
+        say(f"note: {note}")
+    print_candidates(report)
+    rows = []
+    for key, name in RIVALS.items():
+        for split in ("val", "test"):
+            if split in report.get(key, {}):
+                rows.append([name, split, *score_cells(report[key][split])])
+    chosen = report["chosen"]
+    print_table(
+        f"The chosen head ({chosen['depth']} of {report['layers_total']} layers,"
+        f" {chosen['neurons']:,} neurons) and the others; 95% intervals",
+        ["head", "split", "acc", "macro-F1", "AUROC", "log loss", "ECE"],
+        rows,
+    )
+    if "comparison" in report:
+        found = report["comparison"]
+        name = "macro_f1" if report["metric"] == "macro-f1" else "accuracy"
+        low, high = found["difference"][name]["interval"]
+        say(
+            f"against {RIVALS[found['against']]} on test: {name.replace('_', '-')}"
+            f" {found['difference'][name]['value']:+.4f} ({low:+.4f} to {high:+.4f}),"
+            f" McNemar's p {found['mcnemar_p']:.2g}"
+        )
+    for name, found in report.get("answered", {}).items():
+        say(f"answers {found['share']:.1%} of {name} texts, {found['accuracy']:.4f} of them right")
+
+
+RIVALS = {
+    "last_layer": "last layer",
+    "best_layer": "best layer",
+    "tfidf": "TF-IDF",
+    "spin": "SPIN",
+}
+
+
+def score_cells(scores: dict[str, Any]) -> list[str]:
+    """Cells of one row of the report, with intervals where there are some."""
+    cells = []
+    for name in ("accuracy", "macro_f1", "auroc", "log_loss", "ece"):
+        cell = f"{scores[name]:.4f}" if name in scores else "–"
+        if name in scores.get("intervals", {}):
+            low, high = scores["intervals"][name]
+            cell += f" ({low:.3f}–{high:.3f})"
+        cells.append(cell)
+    return cells
+
+
+def print_candidates(report: dict[str, Any]) -> None:
+    """The best configurations, and what is had for less depth and fewer neurons."""
+    judged = report["judged_on"]
+    columns = ["site", "pooling", "eta", "depth", "neurons", "penalty", report["metric"]]
+
+    def cells(entry: dict[str, Any]) -> list[str]:
+        return [
+            entry["site"], entry["pooling"], f"{entry['eta']:g}", str(entry["depth"]),
+            f"{entry['neurons']:,}", f"{entry['strength']:.2g}", f"{entry['score']:.4f}",
+            f"{entry['log_loss']:.4f}",
+        ]  # fmt: skip
+
+    best = [e for e in report["candidates"] if e["judged_on"] == judged["what"]]
+    print_table(
+        f"Best heads on {judged['rows']} {judged['what']} texts",
+        [*columns, "log loss"],
+        [cells(entry) for entry in best[:6]],
+    )
+    print_table(
+        "The lowest log loss for a depth and a number of neurons",
+        [*columns, "log loss"],
+        [cells(entry) for entry in thinned(report["frontier"], 8)],
+    )
+
+
+def thinned(entries: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most so many of them, evenly chosen, the last one kept."""
+    if len(entries) <= most:
+        return entries
+    return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
