@@ -109,16 +109,17 @@ def print_report(report: dict[str, Any]) -> None:
     for note in report["notes"]:
         say(f"note: {note}")
     print_candidates(report)
-    rows = []
-    for key, name in RIVALS.items():
-        for split in ("val", "test"):
-            if split in report.get(key, {}):
-                rows.append([name, split, *score_cells(report[key][split])])
+    split = "test" if "test" in report["spin"] else "val"
+    rows = [
+        [name, *score_cells(report[key][split])]
+        for key, name in RIVALS.items()
+        if split in report.get(key, {})
+    ]
     chosen = report["chosen"]
     print_table(
-        f"The chosen head ({chosen['depth']} of {report['layers_total']} layers,"
-        f" {chosen['neurons']:,} neurons) and the others; 95% intervals",
-        ["head", "split", "acc", "macro-F1", "AUROC", "log loss", "ECE"],
+        f"On {split}: the chosen head ({chosen['depth']} of {report['layers_total']} layers,"
+        f" {chosen['neurons']:,} neurons) and others",
+        ["head", "accuracy", "macro-F1", "AUROC", "log loss"],
         rows,
     )
     if "comparison" in report:
@@ -143,13 +144,13 @@ RIVALS = {
 
 
 def score_cells(scores: dict[str, Any]) -> list[str]:
-    """Cells of one row of the report, with intervals where there are some."""
+    """Cells of one row of the report, with 95% intervals where there are some."""
     cells = []
-    for name in ("accuracy", "macro_f1", "auroc", "log_loss", "ece"):
+    for name in ("accuracy", "macro_f1", "auroc", "log_loss"):
         cell = f"{scores[name]:.4f}" if name in scores else "–"
         if name in scores.get("intervals", {}):
             low, high = scores["intervals"][name]
-            cell += f" ({low:.3f}–{high:.3f})"
+            cell += f" ({low:.2f}–{high:.2f})"
         cells.append(cell)
     return cells
 
@@ -157,7 +158,7 @@ def score_cells(scores: dict[str, Any]) -> list[str]:
 def print_candidates(report: dict[str, Any]) -> None:
     """The best configurations, and what is had for less depth and fewer neurons."""
     judged = report["judged_on"]
-    columns = ["site", "pooling", "eta", "depth", "neurons", "penalty", report["metric"]]
+    columns = ["site", "pooling", "eta", "depth", "neurons", "λ", report["metric"]]
 
     def cells(entry: dict[str, Any]) -> list[str]:
         return [
