@@ -177,7 +177,8 @@ class RowWriter:
             chunk, inside = divmod(start + done, rows_per_chunk)
             count = min(rows_per_chunk - inside, len(block) - done)
             place = offsets[chunk] + inside * row_bytes
-            _write_all(descriptor, block[done : done + count].tobytes(), place)
+            part = np.ascontiguousarray(block[done : done + count])
+            _write_all(descriptor, part.data.cast("B"), place)
             done += count
 
     def sync(self) -> None:
@@ -206,7 +207,7 @@ def _chunk_places(dataset: Any) -> tuple[int, list[int]]:
     return rows, [places[index] for index in range(len(places))]
 
 
-def _write_all(descriptor: int, data: bytes, place: int) -> None:
+def _write_all(descriptor: int, data: memoryview, place: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, place)
         data, place = data[written:], place + written

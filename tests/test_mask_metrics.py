@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 
 from spin_cli import activations, mask, metrics
 from spin_cli.config import Pooling, StorageDtype
+from spin_cli.extraction.windows import to_disk
 from spin_cli.pooling import pool
 
 
@@ -72,6 +73,8 @@ def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype):
 def test_bfloat16_is_stored_with_the_bits_that_torch_gives():
     values = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * 1e3
     values[:4] = [1.00390625, 1.01171875, -0.0, 3e38]  # ties, a signed zero, near the largest
+    for dtype in StorageDtype:
+        assert np.array_equal(to_disk(values, dtype), activations.to_disk(values, dtype))
     bits = activations.to_disk(values, StorageDtype.BFLOAT16)
     expected = torch.from_numpy(values).to(torch.bfloat16)
     assert np.array_equal(bits.view(np.int16), expected.view(torch.int16).numpy())

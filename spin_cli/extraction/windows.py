@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spin_cli import activations, backbone
@@ -17,9 +18,9 @@ from spin_cli.config import Pooling, Site, StorageDtype
 from spin_cli.dataset import Row
 from spin_cli.errors import ModelError
 
-Blocks = dict[Feature, NDArray[Any]]
 FLOAT16_INFINITY = 0x7C00
 """Bits of float16's infinity; NaN has larger ones, every number smaller ones."""
+Blocks = dict[Feature, NDArray[Any]]
 
 
 def wanted_of(features: Sequence[Feature]) -> dict[tuple[str, Site], list[Pooling]]:
@@ -51,10 +52,20 @@ def read_rows_into(
     def store(
         layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[np.float32]
     ) -> None:
-        by_key[layer, site, pooling][rows] = activations.to_disk(vectors, dtype)
+        by_key[layer, site, pooling][rows] = to_disk(vectors, dtype)
 
     backbone.gather(model, encoded, wanted_of(features), store, done)
     return blocks
+
+
+def to_disk(vectors: NDArray[np.float32], dtype: StorageDtype) -> NDArray[Any]:
+    """As `activations.to_disk`, bit for bit, but with torch, which takes a tenth of the time."""
+    values = torch.from_numpy(vectors)
+    if dtype is StorageDtype.FLOAT16:
+        return values.to(torch.float16).numpy()
+    if dtype is StorageDtype.BFLOAT16:
+        return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    return vectors
 
 
 def compute_window(
@@ -95,8 +106,8 @@ def settle_overflow(
         NaN, or an infinity that the number format on the disk is not to blame for.
     """
     if dtype is StorageDtype.FLOAT16:
-        bits = block.view(np.uint16)
-        if (bits & 0x7FFF).max(initial=0) < FLOAT16_INFINITY:
+        # Not with torch: in this thread it would start threads beside those of the forward pass.
+        if (block.view(np.uint16) & 0x7FFF).max(initial=0) < FLOAT16_INFINITY:
             return 0
         flawed = ~np.isfinite(block)
         if compute != "float16" and not np.isnan(block).any():
