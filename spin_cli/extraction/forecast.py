@@ -13,7 +13,8 @@ from spin_cli.extraction.planning import Plan, hookpoints, sample_rows
 from spin_cli.extraction.windows import read_rows_into
 
 PATIENCE = 20.0
-"""Seconds spent on timing batches, at most; one batch is timed in any case."""
+"""Seconds that timing the whole sample may take; else a part of it is timed."""
+PARTS = 8
 BUFFERS = 2
 """Windows in memory: one in work, one being written."""
 
@@ -49,22 +50,19 @@ def estimate(plan: Plan) -> dict[str, Any]:
 
 
 def seconds_per_token(plan: Plan, encoded: list[Encoded]) -> float:
-    """Time some batches of the sample, spread over all lengths."""
+    """Time the sample, or a part of it that has all lengths where the whole would take too long."""
     order = sorted(range(len(encoded)), key=lambda row: -encoded[row].n_tokens)
     read_rows_into(plan.model, [encoded[order[-1]]], plan.features)  # the first call sets up
-    tokens, spent, strides = 0, 0.0, 8
-    # Every eighth text first, then those between, until time is up: each part has all lengths.
-    for start in (0, 4, 2, 6, 1, 5, 3, 7):
-        part = [encoded[row] for row in order[start::strides]]
-        if not part:
-            continue
-        begun = time.perf_counter()
-        read_rows_into(plan.model, part, plan.features, dtype=plan.storage_dtype)
-        spent += time.perf_counter() - begun
-        tokens += sum(item.n_tokens for item in part)
-        if spent * (1 + 1 / strides) > PATIENCE:
-            break
-    return spent / tokens
+    found = _time(plan, [encoded[row] for row in order[::PARTS]])
+    if found * sum(item.n_tokens for item in encoded) > PATIENCE:
+        return found
+    return _time(plan, encoded)  # fuller batches: nearer to what a run does
+
+
+def _time(plan: Plan, part: list[Encoded]) -> float:
+    begun = time.perf_counter()
+    read_rows_into(plan.model, part, plan.features, dtype=plan.storage_dtype)
+    return (time.perf_counter() - begun) / sum(item.n_tokens for item in part)
 
 
 def peak_bytes() -> int:
