@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ from spin_cli.cli import (
     terminal,
     training,
 )
+from spin_cli.cli.speaking import Quiet, Verbose, settle, speaking
 from spin_cli.errors import SpinError
 
 app = typer.Typer(
@@ -36,15 +38,19 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("extract")(extracting.extract)
-app.command("select")(selecting.select)
-app.command("train")(training.train)
-app.command("predict")(predicting.predict)
-app.command("export")(exporting.export)
-app.command("inspect")(inspecting.inspect)
-app.command("verify")(inspecting.verify)
-app.command("run")(pipeline.run)
-app.command("demo")(pipeline.demo)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "extract": extracting.extract,
+    "select": selecting.select,
+    "train": training.train,
+    "predict": predicting.predict,
+    "export": exporting.export,
+    "inspect": inspecting.inspect,
+    "verify": inspecting.verify,
+    "run": pipeline.run,
+    "demo": pipeline.demo,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(speaking(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,14 +61,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="The version.")
     ] = False,
 ) -> None:
     """Settle what is common to all commands."""
-    terminal.verbosity = -1 if quiet else int(verbose)
+    terminal.verbosity = 0
+    settle(quiet, verbose)
 
 
 def run() -> int:
