@@ -15,11 +15,11 @@ $(READY): pyproject.toml constraints.txt requirements-models.txt
 demo: $(READY)  ## texts to classifier to predictions, on sample_data
 	$(BIN)/spin demo
 
-test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+test: $(READY)  ## the tests, without the slow ones, one process per core
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(READY)  ## the slow tests alone
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m slow
 
 check: $(READY)  ## lint, format, types, import rules
 	$(BIN)/ruff check .
