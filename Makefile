@@ -31,8 +31,8 @@ format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## speed of the probes against the paper's recipe; needs DATA=folder of SST-2
-	$(BIN)/python benchmarks/select.py --data $(DATA)
+bench: $(READY)  ## every speed in one table of ratios; needs DATA=folder that holds sst2
+	$(BIN)/python benchmarks/bench.py --data $(DATA)
 
 clean:
 	rm -rf $(VENV) build *.egg-info run .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

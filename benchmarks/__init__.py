@@ -1,0 +1,1 @@
+"""Figures that the project stands by; see README.md and RESULTS.md."""
