@@ -362,6 +362,19 @@ class PredictConfig:
     """Class whose probability is followed token by token; None: the last."""
 
 
+@dataclass(frozen=True)
+class ReportConfig:
+    """Options of ``spin report``."""
+
+    figures: Path | None = None
+    """Folder for PNG, SVG and CSV of each figure; None: the page alone."""
+    use_model: bool = True
+    """Load the model: for the tokens behind a neuron, for its size and its speed."""
+    model: str | None = None
+    """Where the model lies now, if not where the manifest says; its hash has to agree."""
+    device: str = "auto"
+
+
 def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """A flat configuration, such as `DataConfig`, out of what its manifest says of it.
 

@@ -21,6 +21,7 @@ from spin_cli.cli import (
     inspecting,
     pipeline,
     predicting,
+    reporting,
     selecting,
     terminal,
     training,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": exporting.export,
     "inspect": inspecting.inspect,
     "verify": inspecting.verify,
+    "report": reporting.report,
     "run": pipeline.run,
     "demo": pipeline.demo,
 }

@@ -1,0 +1,262 @@
+"""How well the head does: against others, by class, by stated probability, and where it errs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spin_cli.prediction.scoring import reliability
+from spin_cli.reports.charts import heat
+from spin_cli.reports.drawing import COLOURS, Figure, Table, draw, plain
+from spin_cli.reports.sources import METRIC_KEYS, METRIC_NAMES, LeftOut, Run
+
+NAMES = {
+    "spin": "SPIN",
+    "best_layer": "best layer",
+    "last_layer": "last layer",
+    "tfidf": "TF-IDF",
+}
+COLUMNS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "auroc": "AUROC",
+    "log_loss": "log loss",
+    "ece": "calibration error",
+}
+MOST_NUMBERED, MOST_SHOWN, MOST_CONFUSIONS = 8, 24, 15
+MOST_ERRORS, TEXT_CHARS = 12, 320
+
+
+def results_table(run: Run) -> Table:
+    """Every classifier's scores on unseen rows, with intervals where there are some."""
+    rows = []
+    for key, name in NAMES.items():
+        scores = run.metrics.get(key, {}).get(_split_of(run, key))
+        if scores is not None:
+            rows.append([name, *[_sure(scores, column) for column in COLUMNS]])
+    return Table(["", *COLUMNS.values()], rows)
+
+
+def _split_of(run: Run, key: str) -> str:
+    """Rivals are never judged out of fold: they have val rows instead."""
+    return run.unseen if run.unseen in run.metrics.get(key, {}) else "val"
+
+
+def _sure(scores: dict[str, Any], key: str) -> str:
+    if key not in scores:
+        return "–"
+    text = f"{scores[key]:.3f}"
+    if key in scores.get("intervals", {}):
+        low, high = scores["intervals"][key]
+        text += f" [{low:.3f}, {high:.3f}]"
+    return text
+
+
+def draw_results(run: Run, files: bool) -> Figure:
+    """Scores beside one another, with their intervals."""
+    key = METRIC_KEYS.get(run.metric.value, "accuracy")
+    found = [
+        (name, scores[key], scores.get("intervals", {}).get(key))
+        for rival, name in NAMES.items()
+        if key in (scores := run.metrics.get(rival, {}).get(_split_of(run, rival), {}))
+    ]
+    label = COLUMNS[key]
+    sure = any(interval for _, _, interval in found)
+
+    def paint(canvas: Any) -> None:
+        axes = canvas.subplots()
+        for place, (name, value, interval) in enumerate(reversed(found)):
+            colour = COLOURS["one" if name == "SPIN" else "muted"]
+            if interval:
+                axes.plot(interval, [place, place], color=colour, linewidth=2.2)
+            axes.plot([value], [place], "o", color=colour, markersize=7)
+            axes.annotate(
+                f"{value:.3f}", (value, place), (0, 7), textcoords="offset points",
+                ha="center", color=colour,
+            )  # fmt: skip
+        axes.set_yticks(range(len(found)), [name for name, _, _ in reversed(found)])
+        axes.set_ylim(-0.5, len(found) - 0.35)
+        axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"{label} on {run.unseen} rows")
+
+    rows = [[n, f"{v:.4f}", *([f"{i[0]:.4f}", f"{i[1]:.4f}"] if i else ["", ""])]
+            for n, v, i in found]  # fmt: skip
+    said = "; ".join(f"{n} {v:.3f}" + (f" ({i[0]:.2f} to {i[1]:.2f})" if i else "")
+                     for n, v, i in found)  # fmt: skip
+    return draw(
+        "results", paint, title=f"{label[0].upper()}{label[1:]} against the usual ways",
+        height=0.5 * len(found) + 0.8, files=files,
+        table=Table(["", label, "from", "to"], rows),
+        caption=(
+            "Bars: 95% bootstrap intervals over the rows. " if sure else ""
+        ) + "All get the same rows and the same care.",
+        alt=f"{label} on {run.unseen} rows: {said}.",
+    )  # fmt: skip
+
+
+def verdict(run: Run) -> str | None:
+    """One sentence on whether the difference to the best rival is more than luck."""
+    found = run.metrics.get("comparison")
+    if found is None:
+        return None
+    key = "macro_f1" if run.metrics["metric"] == "macro-f1" else "accuracy"
+    value, (low, high) = found["difference"][key]["value"], found["difference"][key]["interval"]
+    rival = NAMES.get(found["against"], found["against"])
+    if low > 0:
+        says = f"SPIN's head is better than the {rival}"
+    elif high < 0:
+        says = f"SPIN's head is worse than the {rival}"
+    else:
+        says = f"SPIN's head and the {rival} cannot be told apart on so many rows"
+    return (
+        f"{says}: {COLUMNS[key]} {value:+.3f} (95% interval {low:+.3f} to {high:+.3f},"
+        f" McNemar's p {found['mcnemar_p']:.2g}). The {rival} was the best of the others on val."
+    ).replace("the TF-IDF", "TF-IDF").replace("The TF-IDF", "TF-IDF")
+
+
+def class_table(run: Run) -> Table:
+    """Precision, recall and F1 of each class."""
+    scores = run.metrics["spin"][run.unseen]["per_class"]
+    shown = dict(zip(run.head.classes, run.classes, strict=True))
+    return Table(
+        ["class", "precision", "recall", "F1", "rows"],
+        [[shown[name], *[f"{c[key]:.3f}" for key in ("precision", "recall", "f1")], c["rows"]]
+         for name, c in scores.items() if name in shown],
+    )  # fmt: skip
+
+
+def draw_confusion(run: Run, files: bool) -> Figure:
+    """Which classes are taken for which."""
+    counts = np.array(run.metrics["spin"][run.unseen]["confusion"], np.int64)
+    names = run.classes
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(len(names), MOST_SHOWN)
+    kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:size])
+    few = size <= MOST_NUMBERED
+    small = [plain(names[k], 16) for k in kept]
+
+    def paint(canvas: Any) -> None:
+        axes = canvas.subplots()
+        texts = [[f"{n:,}" for n in counts[k, kept]] for k in kept] if few else None
+        heat(axes, shares[np.ix_(kept, kept)], small, small, texts)
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.set_xlabel("answer")
+        axes.set_ylabel("true class")
+        if size > 3:
+            axes.tick_params(axis="x", rotation=45 if few else 90)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("left" if few else "center")
+
+    pairs = [(int(counts[i, j]), i, j) for i, j in np.ndindex(*counts.shape) if i != j]
+    common = sorted((p for p in pairs if p[0]), key=lambda p: (-p[0], p[1], p[2]))
+    listed = [[names[i], names[j], n, f"{shares[i, j]:.1%}"] for n, i, j in common[:MOST_CONFUSIONS]]
+    right = np.diag(shares)[counts.sum(1) > 0]
+    left = f" The {size} most frequent of {len(names)} classes." if size < len(names) else ""
+    return draw(
+        "confusion", paint, title="Confusion matrix", files=files,
+        height=max(1.7, min(4.6, 0.36 * size + (0.7 if size <= 3 else 1.4))),
+        table=Table(["true class", "answer", "rows", "of the class"], listed),
+        caption=(
+            f"Rows of each class by answer ({run.unseen}); colour: share of the true class.{left}"
+            " Beside it the most frequent confusions."
+        ),
+        alt=(
+            f"Confusion matrix of {len(names)} classes; {right.min():.0%} to {right.max():.0%} of a"
+            " class's rows are answered rightly."
+        ),
+    )  # fmt: skip
+
+
+def draw_reliability(run: Run, files: bool) -> Figure:
+    """Stated against actual share of right answers."""
+    answers = run.answers
+    stated = answers.probs[np.arange(len(answers.rows)), answers.predicted]
+    found = reliability(answers.predicted == answers.codes, stated)
+    bins = found["bins"]
+    x, y = [b["stated"] for b in bins], [b["accuracy"] for b in bins]
+
+    def paint(canvas: Any) -> None:
+        upper, lower = canvas.subplots(
+            2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
+        )
+        upper.plot([0, 1], [0, 1], color=COLOURS["muted"], linestyle=(0, (3, 3)), linewidth=1)
+        for b in bins:  # Wilson-like bars would say little more than this
+            error = 1.96 * (b["accuracy"] * (1 - b["accuracy"]) / b["rows"]) ** 0.5
+            upper.plot([b["stated"]] * 2, [b["accuracy"] - error, b["accuracy"] + error],
+                       color=COLOURS["one"], linewidth=1.2, alpha=0.6)  # fmt: skip
+        upper.plot(x, y, "o-", color=COLOURS["one"])
+        low = max(0.0, min([*x, *y]) - 0.1)
+        upper.set(xlim=(low, 1.01), ylim=(max(0.0, min(y) - 0.15), 1.04))
+        upper.set_ylabel("share right")
+        lower.bar(x, [b["rows"] for b in bins], width=0.035, color=COLOURS["muted"])
+        lower.set_ylabel("rows")
+        lower.set_xlabel("stated probability of the answer")
+
+    rows = [[f"{b['from']:.1f} to {b['to']:.1f}", b["rows"], f"{b['stated']:.3f}",
+             f"{b['accuracy']:.3f}"] for b in bins]  # fmt: skip
+    return draw(
+        "reliability", paint, title="Reliability of stated probabilities", height=3.6, files=files,
+        table=Table(["probability", "rows", "stated", "right"], rows),
+        caption=(
+            f"On the dashed line probabilities are what they say ({answers.split} rows, bars:"
+            f" normal 95% intervals). Expected calibration error {found['ece']:.3f}."
+        ),
+        alt=(
+            f"Reliability diagram: stated probabilities from {min(x):.2f} to {max(x):.2f}, shares"
+            f" of right answers from {min(y):.2f} to {max(y):.2f}; calibration error"
+            f" {found['ece']:.3f}."
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer."""
+
+    id: str
+    text: str | None
+    truth: str
+    answer: str
+    prob: float
+
+
+def worst_mistakes(run: Run) -> list[Mistake]:
+    """The wrong answers of the highest stated probability."""
+    answers = run.answers
+    stated = answers.probs[np.arange(len(answers.rows)), answers.predicted]
+    wrong = np.flatnonzero(answers.predicted != answers.codes)
+    ranked = wrong[np.argsort(-stated[wrong], kind="stable")][:MOST_ERRORS]
+    found = []
+    for at in ranked.tolist():
+        row = int(answers.rows[at])
+        text = run.text(row)
+        found.append(
+            Mistake(
+                plain(run.samples.ids[row], 60), None if text is None else plain(text, TEXT_CHARS),
+                run.classes[answers.codes[at]], run.classes[answers.predicted[at]],
+                float(stated[at]),
+            )
+        )  # fmt: skip
+    return found
+
+
+def check_answers(run: Run) -> None:
+    """Raise `LeftOut` unless the answers' accuracy is the one that `train` measured."""
+    answers = run.answers
+    known = run.metrics["spin"].get(answers.split)
+    ours = float((answers.predicted == answers.codes).mean())
+    if known is not None and abs(known["accuracy"] - ours) > 0.02:
+        raise LeftOut(
+            f"the head's {answers.split} accuracy on the stored activations is {ours:.3f}, its"
+            f" metrics say {known['accuracy']:.3f}"
+        )
+
+
+def metric_name(run: Run) -> str:
+    """The metric that everything was chosen by, for an axis."""
+    return METRIC_NAMES[run.metric.value]

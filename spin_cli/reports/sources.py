@@ -1,0 +1,230 @@
+"""What a report is made from: a head, and what is left of the stages before it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import activations, artifacts
+from spin_cli.activations import Feature, Samples
+from spin_cli.config import DataConfig, Metric, Pooling, StorageDtype, from_plain
+from spin_cli.dataset import reread
+from spin_cli.errors import ArtifactError, SpinError, UsageError
+from spin_cli.head import CONFIG, METRICS, Head, HeadFeature, load_head
+from spin_cli.reports.drawing import plain
+from spin_cli.selection import SCORES
+from spin_cli.training.table import Choice
+
+METRIC_KEYS = {"accuracy": "accuracy", "macro-f1": "macro_f1", "auroc": "auroc"}
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro-f1": "macro-F1",
+    "auroc": "AUROC",
+    "log-loss": "negative log loss",
+}
+MAX_TEXTS = 1_000_000
+"""More rows than this are not searched for their texts."""
+
+
+class LeftOut(Exception):  # noqa: N818 - no error: the page says why a part is not on it
+    """A part of the report cannot be made; the message says why."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage's folder, checked."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
+    @property
+    def log(self) -> dict[str, Any]:
+        """Times; empty where there are none."""
+        path = self.folder / artifacts.LOG
+        found = artifacts.read_json(path) if path.is_file() else {}
+        return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the head says of rows that it has not seen."""
+
+    split: str
+    rows: NDArray[np.intp]
+    codes: NDArray[np.int64]
+    probs: NDArray[np.float64]
+    predicted: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A head with the artifacts that it was made from, as far as they are still there."""
+
+    trained: Artifact
+    head: Head
+    metrics: dict[str, Any]
+    selected: Artifact | None
+    extracted: Artifact | None
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, fit to be shown."""
+        return [plain(name, 60) for name in self.head.classes]
+
+    @property
+    def metric(self) -> Metric:
+        """What everything was chosen by."""
+        return Metric(self.metrics["metric"])
+
+    @property
+    def unseen(self) -> str:
+        """The split whose scores say most: test, or what the head was chosen on."""
+        return "test" if "test" in self.metrics["spin"] else str(self.metrics["judged_on"]["what"])
+
+    @property
+    def choice(self) -> Choice:
+        """What the head reads."""
+        chosen = self.metrics["chosen"]
+        poolings = tuple(Pooling(name) for name in chosen["pooling"].split("+"))
+        return Choice(chosen["site"], poolings, float(chosen["eta"]), int(chosen["depth"]))
+
+    def selection(self) -> Artifact:
+        """The selection, or `LeftOut`."""
+        if self.selected is None:
+            raise LeftOut("the selection that the head was made from is gone")
+        return self.selected
+
+    def activations(self) -> Artifact:
+        """The activations, or `LeftOut`."""
+        if self.extracted is None:
+            raise LeftOut("the activations that the head was made from are gone")
+        return self.extracted
+
+    @cached_property
+    def features(self) -> tuple[Feature, ...]:
+        """All matrices."""
+        return activations.features_of(self.activations().manifest)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Layers that were read, in the model's order."""
+        there = {feature.layer for feature in self.features}
+        return [name for name in self.activations().manifest["layers"] if name in there]
+
+    @cached_property
+    def samples(self) -> Samples:
+        """What is known of each row."""
+        return activations.read_samples(self.activations().folder)
+
+    @cached_property
+    def codes(self) -> NDArray[np.int64]:
+        """(N,) class of each row."""
+        number = {name: code for code, name in enumerate(self.head.classes)}
+        try:
+            return np.array([number[label] for label in self.samples.labels], np.int64)
+        except KeyError as error:
+            raise ArtifactError(
+                f"{self.activations().folder}: label {error} is none of the head's classes"
+            ) from error
+
+    def matrix(self, feature: Feature | HeadFeature) -> NDArray[Any]:
+        """All rows (N, F) of one matrix."""
+        source = self.activations()
+        whole = Feature(feature.layer, feature.site, feature.pooling, feature.width)
+        dtype = StorageDtype(source.manifest["storage_dtype"])
+        return activations.read_matrix(source.folder, whole, source.manifest["counts"]["rows"], dtype)
+
+    def unseen_rows(self) -> tuple[str, NDArray[np.intp]]:
+        """Rows that the final head was not fitted to, and their split."""
+        for split in ("test", "val"):
+            rows = self.samples.rows(split)
+            if len(rows) and not (split == "val" and self.metrics["chosen"]["refit"]):
+                return split, rows
+        raise LeftOut(
+            "there is no test split, and the head was fitted to train and val together, so no row"
+            " is left that it has not seen (`spin train --oof FILE` writes out-of-fold answers)"
+        )
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The head's answers to unseen rows, from the stored activations."""
+        split, rows = self.unseen_rows()
+        parts = [self.matrix(feature)[rows][:, feature.neurons] for feature in self.head.features]
+        probs = self.head.probabilities(np.hstack([part.astype(np.float32) for part in parts]))
+        return Answers(split, rows, self.codes[rows], probs, self.head.decide(probs))
+
+    @cached_property
+    def scores(self) -> list[dict[str, str]]:
+        """The rows of the selection's ``scores.csv``."""
+        with (self.selection().folder / SCORES).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @cached_property
+    def texts(self) -> list[str] | str:
+        """The text of each row; or why they cannot be had."""
+        request, counts = self.activations().manifest["request"], self.activations().manifest["counts"]
+        if counts["rows"] > MAX_TEXTS:
+            return f"there are over {MAX_TEXTS:,} texts"
+        try:
+            options = from_plain(DataConfig, request["options"]["data"])
+            found = [row.text for row in reread(request["data"], options)]
+        except (SpinError, OSError) as error:
+            return f"the texts cannot be read again ({plain(error, 200)})"
+        except (KeyError, TypeError, ValueError) as error:
+            return f"the manifest does not say how the texts were read ({plain(error, 200)})"
+        return found if len(found) == counts["rows"] else "the texts are not those that were read"
+
+    def text(self, row: int) -> str | None:
+        """A row's text, where it is still there."""
+        return None if isinstance(self.texts, str) else self.texts[row]
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder, or a head with the artifacts behind it.
+
+    Raises
+    ------
+    ArtifactError
+        There is no head, it is damaged, or what it was made from has changed since.
+    UsageError
+        A head of a kind that the report cannot show.
+    """
+    folder = path if (path / artifacts.MANIFEST).is_file() else path / "head"
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such folder", "Make it: spin run DATA -m MODEL -o RUN")
+    trained = Artifact(folder, artifacts.read_manifest(folder, "head"))
+    config = artifacts.read_json(folder / CONFIG)
+    if isinstance(config, dict) and config.get("multi_label"):
+        raise UsageError(
+            f"{folder}: gives several labels to a text; a report shows heads of one label"
+        )
+    chain = list(_parents(trained))
+    return Run(
+        trained,
+        load_head(folder),
+        artifacts.read_json(folder / METRICS),
+        chain[0] if chain else None,
+        chain[1] if len(chain) > 1 else None,
+    )
+
+
+def _parents(child: Artifact) -> Iterator[Artifact]:
+    """The artifacts before one, until one is gone; `ArtifactError` for one that changed."""
+    while "parent" in child.manifest:
+        place = (child.folder / child.manifest["parent"]["path"]).resolve()
+        if not place.exists():
+            return
+        child = Artifact(*artifacts.read_parent(child.folder, child.manifest))
+        yield child

@@ -1,0 +1,211 @@
+"""The report: everything drawn that can be, everything else named with the reason why not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from spin_cli import artifacts
+from spin_cli.backbone import Backbone
+from spin_cli.config import Progress, ReportConfig, quiet
+from spin_cli.errors import ArtifactError
+from spin_cli.reports import costs, curves, layers, model, neurons, page, results
+from spin_cli.reports.drawing import Figure, check_installed
+from spin_cli.reports.sources import LeftOut, Run, read_run
+
+Made = TypeVar("Made")
+STEPS = 16
+
+
+def report(
+    source: Path, output: Path, config: ReportConfig, *, force: bool = False,
+    progress: Progress = quiet,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a page about a run, and the figures as files where a folder is named for them.
+
+    Parameters
+    ----------
+    source : a run folder, or a head with what it was made from
+    output : the page
+    config : what it is made with
+    force : replace files
+
+    Returns
+    -------
+    dict
+        ``figures``: their names; ``files`` written; ``left_out``: what is not on the page and why;
+        ``bytes`` of the page, ``seconds``.
+
+    Raises
+    ------
+    ArtifactError
+        No head, a stale or damaged artifact, or a file in the way.
+    ModelError
+        A library for drawing is not installed.
+    UsageError
+        A head of a kind that cannot be shown.
+    """
+    started = time.perf_counter()
+    check_installed()
+    run = read_run(source)
+    _check_vacant([output], force)
+    work = _Work(run, config, progress)
+    figures = work.figures()
+    content = page.Content(
+        run=run,
+        figures={figure.name: figure for figure in figures},
+        examples=work.attempt("the texts behind each neuron", work.examples) or [],
+        mistakes=work.attempt("the errors of highest confidence", work.mistakes),
+        left_out=work.left_out,
+        notes=work.notes,
+    )
+    files = figure_files(figures) if config.figures else {}
+    if config.figures:
+        _check_vacant([config.figures / name for name in files], force)
+    text = page.render(content)
+    with artifacts.disk_errors(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if config.figures:
+            config.figures.mkdir(parents=True, exist_ok=True)
+            for name, data in files.items():
+                artifacts.write_bytes(config.figures / name, data)
+        artifacts.write_text(output, text)
+    progress("report", STEPS, STEPS)
+    return {
+        "figures": [figure.name for figure in figures],
+        "files": sorted(str(config.figures / name) for name in files) if config.figures else [],
+        "left_out": [{"what": what, "why": why} for what, why in work.left_out],
+        "bytes": len(text.encode()),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _check_vacant(paths: Sequence[Path], force: bool) -> None:
+    for path in paths:
+        if path.is_dir() or (path.exists() and not force):
+            raise ArtifactError(
+                f"{path}: exists already" + (", and is a folder" if path.is_dir() else ""),
+                "Name another file." if path.is_dir() else "Give --force to replace it.",
+            )
+
+
+def figure_files(figures: Sequence[Figure]) -> dict[str, bytes]:
+    """Names and bytes of every figure's files: PNG, SVG, and the numbers behind it as CSV."""
+    found: dict[str, bytes] = {}
+    for figure in figures:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(figure.table.columns)
+        writer.writerows(figure.table.rows)
+        found[f"{figure.name}.csv"] = text.getvalue().encode()
+        found |= {f"{figure.name}.{suffix}": data for suffix, data in figure.files.items()}
+    return found
+
+
+@dataclass
+class _Work:
+    """Makes the parts of a report, each once, and keeps account of those that cannot be made."""
+
+    run: Run
+    config: ReportConfig
+    progress: Progress
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def attempt(self, what: str, make: Callable[[], Made]) -> Made | None:
+        """What *make* makes; None where it cannot, and the page will say why."""
+        self.progress("report", min(self.done, STEPS), STEPS)
+        self.done += 1
+        try:
+            return make()
+        except LeftOut as reason:
+            self.left_out.append((what, str(reason)))
+            return None
+
+    def figures(self) -> list[Figure]:
+        """All figures that can be drawn, in the page's order."""
+        run, files = self.run, self.config.figures is not None
+        made = [
+            self.attempt(what, make)
+            for what, make in (
+                ("results", lambda: results.draw_results(run, files)),
+                ("compute cost", lambda: costs.draw_costs(self.costs, files)),
+                ("trainable parameters", lambda: costs.draw_trainable(self.costs, files)),
+                ("score against depth", lambda: layers.draw_depth(run, self.curves, files)),
+                ("score against latency", lambda: layers.draw_latency(
+                    run, self.curves, self.sizes, self.speed, files)),
+                ("score against eta", lambda: layers.draw_eta(run, self.curves, files)),
+                ("probe scores", lambda: layers.draw_probes(run, files)),
+                ("salient neurons over layers", lambda: layers.draw_salient(run, files)),
+                ("neurons by class", lambda: neurons.draw_neurons(run, self.neurons, files)),
+                ("classifier at each depth", lambda: layers.draw_margins(run, self.curves, files)),
+                ("confusion matrix", lambda: results.draw_confusion(run, files)),
+                ("reliability", lambda: results.draw_reliability(run, files)),
+            )
+        ]  # fmt: skip
+        return [figure for figure in made if figure is not None]
+
+    @cached_property
+    def curves(self) -> curves.Curves:
+        """Heads around the chosen one."""
+        return curves.fit_curves(self.run)
+
+    @cached_property
+    def neurons(self) -> list[neurons.Neuron]:
+        """The most salient ones."""
+        return neurons.top_neurons(self.run)
+
+    @cached_property
+    def model(self) -> Backbone:
+        """The model; `LeftOut` where it cannot be had."""
+        if not self.config.use_model:
+            raise LeftOut("no model was to be loaded (--no-model)")
+        return model.open_model(self.run, self.config.model, self.config.device)
+
+    @cached_property
+    def sizes(self) -> model.Sizes:
+        """Of the model."""
+        return model.count_parameters(self.model)
+
+    @cached_property
+    def costs(self) -> costs.Costs:
+        """Operations and parameters."""
+        return costs.find_costs(self.run, self.sizes)
+
+    @cached_property
+    def speed(self) -> model.Speed | None:
+        """Measured, where there are texts to run."""
+        texts = self.run.texts
+        if isinstance(texts, str):
+            return None
+        rows = np.linspace(0, len(texts) - 1, min(model.TIMED_TEXTS, len(texts))).astype(int)
+        with suppress(LeftOut):
+            return model.measure_speed(self.model, [texts[row] for row in rows])
+        return None
+
+    def examples(self) -> list[tuple[neurons.Neuron, list[neurons.Example]]]:
+        """Texts behind each neuron, their tokens marked where the model is there."""
+        reader = None
+        try:
+            reader = self.model
+        except LeftOut as reason:
+            self.notes.append(f"Tokens are not marked: {reason}.")
+        return neurons.examples(self.run, self.neurons, reader)
+
+    def mistakes(self) -> list[results.Mistake]:
+        """The errors of highest confidence."""
+        results.check_answers(self.run)
+        if isinstance(self.run.texts, str):
+            self.notes.append(f"Errors are shown without their texts: {self.run.texts}.")
+        return results.worst_mistakes(self.run)
+
