@@ -13,7 +13,7 @@ from spin_cli.reports.drawing import COLOURS, SERIES, plain
 
 MARKERS = ("o", "s", "^", "D")
 BINS = 28
-DARK = 0.55
+DARK = 0.7
 """Share of full colour from which letters on it have the paper's colour."""
 
 
@@ -94,15 +94,31 @@ def name_ends(axes: Any, ends: Sequence[tuple[str, float, str]], gap: float = 0.
 
 
 def two_densities(
-    axes: Any, groups: Sequence[NDArray[Any]], span: tuple[float, float] | None = None
+    axes: Any,
+    groups: Sequence[NDArray[Any]],
+    names: Sequence[str] = (),
+    span: tuple[float, float] | None = None,
 ) -> None:
-    """Histograms of the same area over one another: the first filled, the second with a line."""
+    """Histograms of the same area over one another, their names in the upper right corner."""
     low, high = span or outer([np.concatenate(list(groups))])
     edges = np.linspace(low, high, BINS + 1)
     for group, colour in zip(groups, SERIES, strict=False):
         heights, _ = np.histogram(np.clip(group, low, high), edges, density=len(group) > 0)
         axes.stairs(heights, edges, fill=True, color=COLOURS[colour], alpha=0.25, linewidth=0)
         axes.stairs(heights, edges, color=COLOURS[colour], linewidth=1.3)
+    for place, (name, colour) in enumerate(
+        zip(reversed(names), reversed(SERIES[: len(names)]), strict=True)
+    ):
+        axes.annotate(
+            plain(name, 14),
+            (1, 1),
+            (0, -9 - 11 * place),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            color=COLOURS[colour],
+            fontsize=9,
+        )
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
     axes.set_yticks([])

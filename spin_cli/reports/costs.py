@@ -104,8 +104,8 @@ def draw_costs(costs: Costs, files: bool) -> Figure:
         "compute", paint, title="Compute cost", height=3.5, files=files, table=table,
         caption=(
             f"{FORWARD}·parameters·tokens for a forward pass, {TRAINING}·parameters·tokens and"
-            f" {EPOCHS} epochs for full fine-tuning (assumed; not run here); parameters are those of"
-            f" the blocks that a token runs through. Training and validation texts have"
+            f" {EPOCHS} epochs for full fine-tuning (assumed; not run here); parameters are those"
+            f" of the blocks that a token runs through. Training and validation texts have"
             f" {costs.tokens:,} tokens. SPIN's probes and its search for a head are counted as"
             f" {PASSES} passes of 4·rows·neurons over every matrix. Attention scores and embeddings"
             " are left out. The upper scale is logarithmic."

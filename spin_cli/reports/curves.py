@@ -82,7 +82,10 @@ def fit_curves(run: Run, step: Step = lambda: None) -> Curves:
     points = _fit_all(run, inputs, choices, step)
     return Curves(
         [points[c] for c in choices if c.eta == chosen.eta],
-        [points[c] for c in choices if c.depth == chosen.depth],
+        sorted(
+            (points[c] for c in choices if c.depth == chosen.depth),
+            key=lambda point: point.choice.eta,
+        ),
         len(inputs.rows["train"]),
         there,
         "test" if len(inputs.rows["test"]) else "val",

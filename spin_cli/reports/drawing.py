@@ -36,10 +36,11 @@ and Ito 2008), and nothing is told by colour alone."""
 SERIES = ("one", "two", "three", "four")
 SVG = "http://www.w3.org/2000/svg"
 LINK = "{http://www.w3.org/1999/xlink}href"
-KEPT_STYLES = frozenset(
-    "fill fill-opacity stroke stroke-opacity stroke-width stroke-dasharray stroke-dashoffset"
-    " stroke-linecap stroke-linejoin opacity font-size font-weight font-style text-anchor".split()
+KEPT_STYLES = re.compile(
+    r"(fill|stroke)(-opacity)?|opacity|stroke-(width|dasharray|dashoffset|linecap|linejoin)"
+    r"|font-(size|weight|style)|text-anchor"
 )
+"""Inline styles that are kept, as attributes."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 STYLE: dict[str, Any] = {
     "font.size": 10.0,
@@ -150,6 +151,8 @@ def draw(
         canvas = Canvas(figsize=(WIDTH, height))
         FigureCanvasAgg(canvas)
         paint(canvas)
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")  # settled; else it is sought anew for each file
         vector = io.BytesIO()
         canvas.savefig(vector, format="svg", metadata={"Date": None})
         made: dict[str, bytes] = {}
@@ -174,10 +177,7 @@ def _clean(root: ElementTree.Element, name: str) -> None:
                 parent.remove(child)
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", _text(root)))
     for element in root.iter():
-        for declaration in element.attrib.pop("style", "").split(";"):
-            key, _, value = declaration.partition(":")
-            if key.strip() in KEPT_STYLES:
-                element.set(key.strip(), value.strip().removesuffix("px"))
+        _styles_to_attributes(element)
         identity = element.attrib.pop("id", None)
         if identity in used:
             element.set("id", f"{name}-{identity}")
@@ -188,6 +188,13 @@ def _clean(root: ElementTree.Element, name: str) -> None:
             element.set(LINK, "#" + name + "-" + element.attrib[LINK].removeprefix("#"))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
+
+
+def _styles_to_attributes(element: ElementTree.Element) -> None:
+    for declaration in element.attrib.pop("style", "").split(";"):
+        key, _, value = declaration.partition(":")
+        if KEPT_STYLES.fullmatch(key.strip()):
+            element.set(key.strip(), value.strip().removesuffix("px"))
 
 
 def _describe(root: ElementTree.Element, name: str, title: str, alt: str) -> None:

@@ -18,7 +18,7 @@ from spin_cli.config import ModelConfig, Site, from_plain
 from spin_cli.errors import SpinError
 from spin_cli.reports.sources import LeftOut, Run
 
-TIMED_TEXTS, REPEATS = 64, 5
+TIMED_TEXTS, REPEATS = 32, 3
 EXPERTS = (
     ("num_experts_per_tok", "num_local_experts"),
     ("num_experts_per_tok", "num_experts"),
@@ -142,9 +142,7 @@ def _one_pass(model: Backbone, batches: Sequence[Sequence[Sequence[int]]]) -> di
     for batch in batches:
         started = time.perf_counter()
 
-        def take(
-            layer: str, _site: Site, _states: torch.Tensor, started: float = started
-        ) -> None:
+        def take(layer: str, _site: Site, _states: torch.Tensor, started: float = started) -> None:
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             seconds[layer] += time.perf_counter() - started
@@ -175,9 +173,7 @@ def token_values(
     for batch in backbone.plan_batches([len(encoded[r].ids) for r in whole], model.batch_tokens):
         rows = [whole[at] for at in batch]
 
-        def take(
-            _layer: str, _site: Site, states: torch.Tensor, rows: list[int] = rows
-        ) -> None:
+        def take(_layer: str, _site: Site, states: torch.Tensor, rows: list[int] = rows) -> None:
             values = states[:, :, neuron].float().cpu().numpy()
             for at, row in enumerate(rows):
                 ids = encoded[row].ids

@@ -96,9 +96,10 @@ def draw_neurons(run: Run, neurons: Sequence[Neuron], files: bool) -> Figure:
             ax.set_visible(False)
         for ax, neuron in zip(axes, neurons, strict=False):
             own = run.codes == neuron.code
-            two_densities(ax, [neuron.values[~own], neuron.values[own]])
-            ax.set_title(f"{neuron.name}\n{plain(run.classes[neuron.code], 20)}:"
-                         f" AUROC {neuron.auroc:.2f}", fontsize=9)  # fmt: skip
+            two_densities(
+                ax, [neuron.values[~own], neuron.values[own]], ["others", run.classes[neuron.code]]
+            )
+            ax.set_title(f"{neuron.name}\nAUROC {neuron.auroc:.2f}", fontsize=9)
 
     rows = [
         [n.name, run.classes[n.code], f"{n.auroc:.4f}", f"{n.effect:.4f}",
@@ -114,9 +115,8 @@ def draw_neurons(run: Run, neurons: Sequence[Neuron], files: bool) -> Figure:
              "mean else", "sd else"], rows,
         ),
         caption=(
-            "Distributions over all texts: vermilion, the class named above, for which the neuron"
-            " is higher; blue, all others. Salient: a standard deviation of it moves the head's"
-            " logits most."
+            "Distributions over all texts: vermilion, the class for which the neuron is higher;"
+            " blue, all others. Salient: a standard deviation of it moves the head's logits most."
         ),
         alt=f"Distributions of {len(neurons)} neurons by class: {said}.",
     )  # fmt: skip
@@ -195,6 +195,8 @@ def _marks(text: str, pieces: list[Piece] | None, top: float) -> tuple[Mark, ...
     marks = [Mark("… ")] if first > shown[0] else []
     for piece in pieces[first:last]:
         strength = piece.value / top if top > 0 else 0.0
-        level = int(np.clip(np.ceil(LEVELS * strength - 0.5), 0, LEVELS))
-        marks.append(Mark(plain(piece.text, CHARS), level, round(piece.value, 4)))
+        level = int(np.clip((LEVELS + 1) * strength, 0, LEVELS))
+        text = plain(piece.text, CHARS)
+        space = text[: len(text) - len(text.lstrip())]
+        marks += [Mark(space), Mark(text.lstrip(), level, round(piece.value, 4))]
     return (*marks, Mark(" …")) if last <= shown[-1] else tuple(marks)

@@ -107,8 +107,8 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
         (
             f"{run.head.neurons:,}",
             "neurons read",
-            f"of {run.metrics['neurons_total']:,} ({plain(chosen['site'])},"
-            f" {plain(chosen['pooling'])}-pooled, eta {chosen['eta']:g})",
+            f"of {run.metrics['neurons_total']:,}: {plain(chosen['site'])},"
+            f" {plain(chosen['pooling'])}-pooled, eta {chosen['eta']:g}",
         ),
         (
             f"{chosen['depth']} of {run.metrics['layers_total']}",
@@ -122,7 +122,10 @@ def _facts(run: Run) -> Table:
     """What was run on what."""
     model = run.head.model
     rows: list[list[Any]] = [
-        ["model", f"{_last(plain(model.get('id')))} ({plain(model.get('architecture'), 60)}), frozen"],
+        [
+            "model",
+            f"{_last(plain(model.get('id')))} ({plain(model.get('architecture'), 60)}), frozen",
+        ],
     ]
     if model.get("revision") or model.get("commit"):
         rows.append(["revision", plain(model.get("commit") or model.get("revision"), 60)])

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
+from spin_cli import metrics
 from spin_cli.prediction.scoring import reliability
 from spin_cli.reports.charts import heat
 from spin_cli.reports.drawing import COLOURS, Figure, Table, draw, plain
@@ -113,9 +115,14 @@ def verdict(run: Run) -> str | None:
     else:
         says = f"SPIN's head and the {rival} cannot be told apart on so many rows"
     return (
-        f"{says}: {COLUMNS[key]} {value:+.3f} (95% interval {low:+.3f} to {high:+.3f},"
-        f" McNemar's p {found['mcnemar_p']:.2g}). The {rival} was the best of the others on val."
-    ).replace("the TF-IDF", "TF-IDF").replace("The TF-IDF", "TF-IDF")
+        (
+            f"{says}: {COLUMNS[key]} {value:+.3f} (95% interval {low:+.3f} to {high:+.3f},"
+            f" McNemar's p {found['mcnemar_p']:.2g}). The {rival} was the best of the others on"
+            " val."
+        )
+        .replace("the TF-IDF", "TF-IDF")
+        .replace("The TF-IDF", "TF-IDF")
+    )
 
 
 def class_table(run: Run) -> Table:
@@ -154,7 +161,9 @@ def draw_confusion(run: Run, files: bool) -> Figure:
 
     pairs = [(int(counts[i, j]), i, j) for i, j in np.ndindex(*counts.shape) if i != j]
     common = sorted((p for p in pairs if p[0]), key=lambda p: (-p[0], p[1], p[2]))
-    listed = [[names[i], names[j], n, f"{shares[i, j]:.1%}"] for n, i, j in common[:MOST_CONFUSIONS]]
+    listed = [
+        [names[i], names[j], n, f"{shares[i, j]:.1%}"] for n, i, j in common[:MOST_CONFUSIONS]
+    ]
     right = np.diag(shares)[counts.sum(1) > 0]
     left = f" The {size} most frequent of {len(names)} classes." if size < len(names) else ""
     return draw(
@@ -163,7 +172,7 @@ def draw_confusion(run: Run, files: bool) -> Figure:
         table=Table(["true class", "answer", "rows", "of the class"], listed),
         caption=(
             f"Rows of each class by answer ({run.unseen}); colour: share of the true class.{left}"
-            " Beside it the most frequent confusions."
+            " Below it the most frequent confusions."
         ),
         alt=(
             f"Confusion matrix of {len(names)} classes; {right.min():.0%} to {right.max():.0%} of a"
@@ -176,22 +185,20 @@ def draw_reliability(run: Run, files: bool) -> Figure:
     """Stated against actual share of right answers."""
     answers = run.answers
     stated = answers.probs[np.arange(len(answers.rows)), answers.predicted]
-    found = reliability(answers.predicted == answers.codes, stated)
-    bins = found["bins"]
+    bins = reliability(answers.predicted == answers.codes, stated)["bins"]
+    error = metrics.calibration_error(answers.codes, answers.probs)
     x, y = [b["stated"] for b in bins], [b["accuracy"] for b in bins]
 
     def paint(canvas: Any) -> None:
-        upper, lower = canvas.subplots(
-            2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
-        )
+        upper, lower = canvas.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
         upper.plot([0, 1], [0, 1], color=COLOURS["muted"], linestyle=(0, (3, 3)), linewidth=1)
-        for b in bins:  # Wilson-like bars would say little more than this
-            error = 1.96 * (b["accuracy"] * (1 - b["accuracy"]) / b["rows"]) ** 0.5
-            upper.plot([b["stated"]] * 2, [b["accuracy"] - error, b["accuracy"] + error],
-                       color=COLOURS["one"], linewidth=1.2, alpha=0.6)  # fmt: skip
+        for b in bins:
+            sure = binomtest(round(b["accuracy"] * b["rows"]), b["rows"]).proportion_ci()
+            upper.plot([b["stated"]] * 2, [sure.low, sure.high], color=COLOURS["one"],
+                       linewidth=1.2, alpha=0.6)  # fmt: skip
         upper.plot(x, y, "o-", color=COLOURS["one"])
         low = max(0.0, min([*x, *y]) - 0.1)
-        upper.set(xlim=(low, 1.01), ylim=(max(0.0, min(y) - 0.15), 1.04))
+        upper.set(xlim=(low, 1.01), ylim=(max(0.0, min(y) - 0.2), 1.02))
         upper.set_ylabel("share right")
         lower.bar(x, [b["rows"] for b in bins], width=0.035, color=COLOURS["muted"])
         lower.set_ylabel("rows")
@@ -204,12 +211,12 @@ def draw_reliability(run: Run, files: bool) -> Figure:
         table=Table(["probability", "rows", "stated", "right"], rows),
         caption=(
             f"On the dashed line probabilities are what they say ({answers.split} rows, bars:"
-            f" normal 95% intervals). Expected calibration error {found['ece']:.3f}."
+            f" exact 95% intervals). Expected calibration error {error:.3f}."
         ),
         alt=(
             f"Reliability diagram: stated probabilities from {min(x):.2f} to {max(x):.2f}, shares"
             f" of right answers from {min(y):.2f} to {max(y):.2f}; calibration error"
-            f" {found['ece']:.3f}."
+            f" {error:.3f}."
         ),
     )  # fmt: skip
 

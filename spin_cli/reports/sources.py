@@ -144,7 +144,9 @@ class Run:
         source = self.activations()
         whole = Feature(feature.layer, feature.site, feature.pooling, feature.width)
         dtype = StorageDtype(source.manifest["storage_dtype"])
-        return activations.read_matrix(source.folder, whole, source.manifest["counts"]["rows"], dtype)
+        return activations.read_matrix(
+            source.folder, whole, source.manifest["counts"]["rows"], dtype
+        )
 
     def unseen_rows(self) -> tuple[str, NDArray[np.intp]]:
         """Rows that the final head was not fitted to, and their split."""
@@ -174,7 +176,10 @@ class Run:
     @cached_property
     def texts(self) -> list[str] | str:
         """The text of each row; or why they cannot be had."""
-        request, counts = self.activations().manifest["request"], self.activations().manifest["counts"]
+        request, counts = (
+            self.activations().manifest["request"],
+            self.activations().manifest["counts"],
+        )
         if counts["rows"] > MAX_TEXTS:
             return f"there are over {MAX_TEXTS:,} texts"
         try:

@@ -18,7 +18,7 @@ from spin_cli import artifacts
 from spin_cli.backbone import Backbone
 from spin_cli.config import Progress, ReportConfig, quiet
 from spin_cli.errors import ArtifactError
-from spin_cli.reports import costs, curves, layers, model, neurons, page, results
+from spin_cli.reports import costs, curves, depths, layers, model, neurons, page, results
 from spin_cli.reports.drawing import Figure, check_installed
 from spin_cli.reports.sources import LeftOut, Run, read_run
 
@@ -141,14 +141,14 @@ class _Work:
                 ("results", lambda: results.draw_results(run, files)),
                 ("compute cost", lambda: costs.draw_costs(self.costs, files)),
                 ("trainable parameters", lambda: costs.draw_trainable(self.costs, files)),
-                ("score against depth", lambda: layers.draw_depth(run, self.curves, files)),
-                ("score against latency", lambda: layers.draw_latency(
+                ("score against depth", lambda: depths.draw_depth(run, self.curves, files)),
+                ("score against latency", lambda: depths.draw_latency(
                     run, self.curves, self.sizes, self.speed, files)),
-                ("score against eta", lambda: layers.draw_eta(run, self.curves, files)),
+                ("score against eta", lambda: depths.draw_eta(run, self.curves, files)),
                 ("probe scores", lambda: layers.draw_probes(run, files)),
                 ("salient neurons over layers", lambda: layers.draw_salient(run, files)),
                 ("neurons by class", lambda: neurons.draw_neurons(run, self.neurons, files)),
-                ("classifier at each depth", lambda: layers.draw_margins(run, self.curves, files)),
+                ("classifier at each depth", lambda: depths.draw_margins(run, self.curves, files)),
                 ("confusion matrix", lambda: results.draw_confusion(run, files)),
                 ("reliability", lambda: results.draw_reliability(run, files)),
             )
@@ -208,4 +208,3 @@ class _Work:
         if isinstance(self.run.texts, str):
             self.notes.append(f"Errors are shown without their texts: {self.run.texts}.")
         return results.worst_mistakes(self.run)
-
