@@ -24,7 +24,7 @@ import pytest
 import spin_cli.cli
 from spin_cli.cli import terminal
 
-COMMANDS = ("extract", "select", "train", "predict", "export", "inspect", "run", "demo")
+COMMANDS = ("extract", "select", "train", "predict", "export", "inspect", "report", "run", "demo")
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 SPIN = [sys.executable, "-m", "spin_cli"]
 MODEL = "bundled:minilm"

@@ -232,7 +232,7 @@ def test_the_texts_of_a_neuron_are_its_largest_and_their_tokens_pool_to_its_valu
     found = sources.read_run(run)
     neuron = neurons.top_neurons(found, 1)[0]
     loaded = model.open_model(found, None, "cpu")
-    ((_, listed),) = neurons.examples(found, [neuron], loaded)
+    ((_, listed),) = neurons.find_examples(found, [neuron], loaded)
     assert [e.value for e in listed] == sorted(neuron.values.tolist(), reverse=True)[: len(listed)]
     ids = found.samples.ids.tolist()
     text = found.texts[ids.index(listed[0].id)]
@@ -270,7 +270,7 @@ def test_changed_texts_are_not_shown(run, tmp_path):
         assert all(m.text is None and m.id.startswith("<i>test-") for m in stage._Work(
             found, NO_MODEL, lambda *_: None).mistakes())  # fmt: skip
         with pytest.raises(sources.LeftOut, match="changed"):
-            neurons.examples(found, neurons.top_neurons(found, 1), None)
+            neurons.find_examples(found, neurons.top_neurons(found, 1), None)
     finally:
         test.write_bytes(before)
 

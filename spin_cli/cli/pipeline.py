@@ -191,6 +191,7 @@ def demo(
     )
     say(f"next: echo 'not half bad' | spin predict {output / 'head'} -")
     say(f"      spin inspect {output / 'selection'}")
+    say(f"      spin report {output} -o report.html")
 
 
 def _predict_test(output: Path, data: Path) -> tuple[Path, float]:

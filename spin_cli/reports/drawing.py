@@ -98,6 +98,8 @@ class Figure:
     """For the page: no inline style, colours as CSS variables."""
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     """By suffix, where files were asked for: a light picture on white."""
+    data: Table | None = None
+    """For the file of numbers, where the page shows but a part of them."""
 
 
 def plain(text: object, limit: int | None = None) -> str:
@@ -133,6 +135,7 @@ def draw(
     caption: str,
     alt: str,
     table: Table,
+    data: Table | None = None,
     height: float = 3.0,
     files: bool = False,
 ) -> Figure:
@@ -166,7 +169,7 @@ def draw(
     if files:
         made["svg"] = _standalone(root)
     _follow_page(root)
-    return Figure(name, title, caption, alt, table, _text(root), made)
+    return Figure(name, title, caption, alt, table, _text(root), made, data)
 
 
 def _clean(root: ElementTree.Element, name: str) -> None:

@@ -58,6 +58,7 @@ def draw_probes(run: Run, files: bool) -> Figure:
 
 
 def layer_axis(axes: Any, layers: Sequence[str]) -> None:
+    """Make the x axis one of layers, by their position."""
     axes.set_xticks(range(len(layers)), every([short(name) for name in layers], MOST_TICKS))
     axes.set_xlim(-0.2, len(layers) - 0.8)
     axes.set_xlabel("layer")

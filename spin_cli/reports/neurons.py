@@ -145,7 +145,7 @@ class Example:
     marks: tuple[Mark, ...]
 
 
-def examples(
+def find_examples(
     run: Run, neurons: Sequence[Neuron], model: Backbone | None
 ) -> list[tuple[Neuron, list[Example]]]:
     """The `TEXTS` different texts that activate each neuron most.

@@ -11,7 +11,7 @@ from typing import Any
 from spin_cli.reports import results
 from spin_cli.reports.drawing import Figure, Table, plain
 from spin_cli.reports.neurons import Example, Neuron
-from spin_cli.reports.sources import Artifact, Run
+from spin_cli.reports.sources import METRIC_KEYS, Artifact, Run
 
 MOST_CLASSES = 30
 KIB = 1024.0
@@ -94,7 +94,7 @@ def _data_name(run: Run) -> str:
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:
     """Value, what it is, and more about it."""
-    key = results.METRIC_KEYS.get(run.metric.value, "accuracy")
+    key = METRIC_KEYS.get(run.metric.value, "accuracy")
     scores, chosen = run.metrics["spin"][run.unseen], run.metrics["chosen"]
     sure = scores.get("intervals", {}).get(key)
     rows = f"{scores['rows']:,} {run.unseen} rows"

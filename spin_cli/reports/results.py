@@ -159,17 +159,17 @@ def draw_confusion(run: Run, files: bool) -> Figure:
             for label in axes.get_xticklabels():
                 label.set_horizontalalignment("left" if few else "center")
 
-    pairs = [(int(counts[i, j]), i, j) for i, j in np.ndindex(*counts.shape) if i != j]
-    common = sorted((p for p in pairs if p[0]), key=lambda p: (-p[0], p[1], p[2]))
-    listed = [
-        [names[i], names[j], n, f"{shares[i, j]:.1%}"] for n, i, j in common[:MOST_CONFUSIONS]
-    ]
+    columns = ["true class", "answer", "rows", "of the class"]
+    pairs = [(i, j) for i, j in np.ndindex(*counts.shape) if counts[i, j]]
+    pairs.sort(key=lambda pair: (-counts[pair], pair))
+    cells = [[names[i], names[j], int(counts[i, j]), f"{shares[i, j]:.1%}"] for i, j in pairs]
+    wrong = [cell for cell, (i, j) in zip(cells, pairs, strict=True) if i != j]
     right = np.diag(shares)[counts.sum(1) > 0]
     left = f" The {size} most frequent of {len(names)} classes." if size < len(names) else ""
     return draw(
         "confusion", paint, title="Confusion matrix", files=files,
         height=max(1.7, min(4.6, 0.36 * size + (0.7 if size <= 3 else 1.4))),
-        table=Table(["true class", "answer", "rows", "of the class"], listed),
+        table=Table(columns, wrong[:MOST_CONFUSIONS]), data=Table(columns, cells),
         caption=(
             f"Rows of each class by answer ({run.unseen}); colour: share of the true class.{left}"
             " Below it the most frequent confusions."

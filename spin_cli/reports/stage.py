@@ -18,8 +18,19 @@ from spin_cli import artifacts
 from spin_cli.backbone import Backbone
 from spin_cli.config import Progress, ReportConfig, quiet
 from spin_cli.errors import ArtifactError
-from spin_cli.reports import costs, curves, depths, layers, model, neurons, page, results
+from spin_cli.reports import depths, layers, page, results
+from spin_cli.reports.costs import Costs, draw_costs, draw_trainable, find_costs
+from spin_cli.reports.curves import Curves, fit_curves
 from spin_cli.reports.drawing import Figure, check_installed
+from spin_cli.reports.model import (
+    TIMED_TEXTS,
+    Sizes,
+    Speed,
+    count_parameters,
+    measure_speed,
+    open_model,
+)
+from spin_cli.reports.neurons import Example, Neuron, draw_neurons, find_examples, top_neurons
 from spin_cli.reports.sources import LeftOut, Run, read_run
 
 Made = TypeVar("Made")
@@ -104,8 +115,9 @@ def figure_files(figures: Sequence[Figure]) -> dict[str, bytes]:
     for figure in figures:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(figure.table.columns)
-        writer.writerows(figure.table.rows)
+        table = figure.data or figure.table
+        writer.writerow(table.columns)
+        writer.writerows(table.rows)
         found[f"{figure.name}.csv"] = text.getvalue().encode()
         found |= {f"{figure.name}.{suffix}": data for suffix, data in figure.files.items()}
     return found
@@ -139,15 +151,15 @@ class _Work:
             self.attempt(what, make)
             for what, make in (
                 ("results", lambda: results.draw_results(run, files)),
-                ("compute cost", lambda: costs.draw_costs(self.costs, files)),
-                ("trainable parameters", lambda: costs.draw_trainable(self.costs, files)),
+                ("compute cost", lambda: draw_costs(self.costs, files)),
+                ("trainable parameters", lambda: draw_trainable(self.costs, files)),
                 ("score against depth", lambda: depths.draw_depth(run, self.curves, files)),
                 ("score against latency", lambda: depths.draw_latency(
                     run, self.curves, self.sizes, self.speed, files)),
                 ("score against eta", lambda: depths.draw_eta(run, self.curves, files)),
                 ("probe scores", lambda: layers.draw_probes(run, files)),
                 ("salient neurons over layers", lambda: layers.draw_salient(run, files)),
-                ("neurons by class", lambda: neurons.draw_neurons(run, self.neurons, files)),
+                ("neurons by class", lambda: draw_neurons(run, self.neurons, files)),
                 ("classifier at each depth", lambda: depths.draw_margins(run, self.curves, files)),
                 ("confusion matrix", lambda: results.draw_confusion(run, files)),
                 ("reliability", lambda: results.draw_reliability(run, files)),
@@ -156,51 +168,51 @@ class _Work:
         return [figure for figure in made if figure is not None]
 
     @cached_property
-    def curves(self) -> curves.Curves:
+    def curves(self) -> Curves:
         """Heads around the chosen one."""
-        return curves.fit_curves(self.run)
+        return fit_curves(self.run)
 
     @cached_property
-    def neurons(self) -> list[neurons.Neuron]:
+    def neurons(self) -> list[Neuron]:
         """The most salient ones."""
-        return neurons.top_neurons(self.run)
+        return top_neurons(self.run)
 
     @cached_property
     def model(self) -> Backbone:
         """The model; `LeftOut` where it cannot be had."""
         if not self.config.use_model:
             raise LeftOut("no model was to be loaded (--no-model)")
-        return model.open_model(self.run, self.config.model, self.config.device)
+        return open_model(self.run, self.config.model, self.config.device)
 
     @cached_property
-    def sizes(self) -> model.Sizes:
+    def sizes(self) -> Sizes:
         """Of the model."""
-        return model.count_parameters(self.model)
+        return count_parameters(self.model)
 
     @cached_property
-    def costs(self) -> costs.Costs:
+    def costs(self) -> Costs:
         """Operations and parameters."""
-        return costs.find_costs(self.run, self.sizes)
+        return find_costs(self.run, self.sizes)
 
     @cached_property
-    def speed(self) -> model.Speed | None:
+    def speed(self) -> Speed | None:
         """Measured, where there are texts to run."""
         texts = self.run.texts
         if isinstance(texts, str):
             return None
-        rows = np.linspace(0, len(texts) - 1, min(model.TIMED_TEXTS, len(texts))).astype(int)
+        rows = np.linspace(0, len(texts) - 1, min(TIMED_TEXTS, len(texts))).astype(int)
         with suppress(LeftOut):
-            return model.measure_speed(self.model, [texts[row] for row in rows])
+            return measure_speed(self.model, [texts[row] for row in rows])
         return None
 
-    def examples(self) -> list[tuple[neurons.Neuron, list[neurons.Example]]]:
+    def examples(self) -> list[tuple[Neuron, list[Example]]]:
         """Texts behind each neuron, their tokens marked where the model is there."""
         reader = None
         try:
             reader = self.model
         except LeftOut as reason:
             self.notes.append(f"Tokens are not marked: {reason}.")
-        return neurons.examples(self.run, self.neurons, reader)
+        return find_examples(self.run, self.neurons, reader)
 
     def mistakes(self) -> list[results.Mistake]:
         """The errors of highest confidence."""
