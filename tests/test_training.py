@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import DataError, UsageError
-from spin_cli.training import baselines, calibration, mlp, search
+from spin_cli.training import baselines, calibration, duplicates, mlp, search
 from spin_cli.training.calibration import Evidence
+from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.folds import Folds, fold_rows
 from spin_cli.training.pick import Judged, best_of, frontier
 from spin_cli.training.table import Choice, Ranked, Reader
@@ -173,6 +176,49 @@ def test_folds_deal_every_class_out_evenly():
     assert np.ptp(np.bincount(fold)) <= 1
     np.testing.assert_array_equal(fold, fold_rows(codes, 4, 0))
     assert (fold != fold_rows(codes, 4, 1)).any()
+
+
+def test_near_duplicates_are_what_a_search_of_all_pairs_finds():
+    """Texts cut out of others, against a plain loop over all pairs."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(500)]
+    texts = [" ".join(rng.choice(words, rng.integers(6, 30))) for _ in range(60)]
+    for _ in range(40):
+        source = texts[rng.integers(60)].split()
+        start = rng.integers(len(source) - 5)
+        texts.append(" ".join(source[start : start + rng.integers(5, 12)]).upper() + "!")
+    texts += ["so be it", "So be it.", "be it so", "", "?"]
+    runs = []
+    for text in texts:
+        w = re.findall(r"\w+", text.lower())
+        runs.append({tuple(w[i : i + 5]) for i in range(max(len(w) - 4, 0))} or {tuple(w)})
+    groups = list(range(len(texts)))
+    for i, j in combinations(range(len(texts)), 2):
+        if len(runs[i] & runs[j]) >= 0.5 * min(len(runs[i]), len(runs[j])):
+            groups = [groups[i] if g == groups[j] else g for g in groups]
+    found = near_duplicates(texts)
+    same = np.equal.outer(np.array(groups), np.array(groups))
+    np.testing.assert_array_equal(np.equal.outer(found, found), same)
+    assert len(set(groups)) < 70
+
+
+def test_a_phrase_that_stands_in_every_text_joins_none():
+    rng = np.random.default_rng(0)
+    texts = [f"dear all of you out there {' '.join(rng.choice(list('abcdefg'), 3))}"
+             for _ in range(duplicates.BOILERPLATE + 1)]  # fmt: skip
+    assert len(set(near_duplicates(texts))) > 40
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_groups_stay_within_a_fold_and_classes_stay_even(seed):
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(400), rng.choice([1, 1, 1, 2, 5, 12], 400))
+    codes = rng.choice(3, len(groups), p=[0.6, 0.3, 0.1])
+    fold = fold_rows(codes, 4, seed, groups)
+    assert all(len(set(fold[groups == g])) == 1 for g in range(400))
+    for code in range(3):
+        counts = np.bincount(fold[codes == code], minlength=4)
+        assert counts.max() - counts.min() <= 0.1 * counts.mean() + 1
 
 
 # -- calibration and thresholds --------------------------------------------------------------

@@ -30,15 +30,30 @@ FROM, STEPS = 0.7, 6
 """Where the walk to a fold's penalty begins, as a share of the one at zero weights; its steps."""
 
 
-def fold_rows(codes: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold (N,) of each row; every class is dealt out evenly over the folds."""
-    rng = np.random.default_rng(seed)
+def fold_rows(
+    codes: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """The fold (N,) of each row; every class is dealt out evenly over the folds.
+
+    *groups* (N,): rows of one group stay together. The largest groups are dealt first, each to the
+    fold with the fewest rows of its classes so far.
+    """
+    order = np.random.default_rng(seed).permutation(len(codes))
+    groups = np.arange(len(codes)) if groups is None else groups
+    members: dict[int, list[int]] = {}
+    for row in order[np.argsort(codes[order], kind="stable")]:
+        members.setdefault(int(groups[row]), []).append(int(row))
     fold = np.empty(len(codes), np.int64)
-    start = 0
-    for code in np.unique(codes):
-        rows = rng.permutation(np.flatnonzero(codes == code))
-        fold[rows] = (start + np.arange(len(rows))) % folds
-        start += len(rows)
+    held = [[0] * (int(codes.max()) + 1) for _ in range(folds)]
+    sizes = [0] * folds
+    for rows in sorted(members.values(), key=len, reverse=True):
+        classes = [int(code) for code in codes[rows]]
+        fewest = [(sum(held[k][code] for code in classes), sizes[k], k) for k in range(folds)]
+        k = min(fewest)[2]
+        fold[rows] = k
+        sizes[k] += len(rows)
+        for code in classes:
+            held[k][code] += 1
     return fold
 
 
