@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,11 +25,13 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import DataError, UsageError
-from spin_cli.training import baselines, calibration, duplicates, mlp, search
+from spin_cli.training import baselines, calibration, duplicates, mlp, search, stage
+from spin_cli.training.blend import blends
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.folds import Folds, fold_rows
-from spin_cli.training.pick import Judged, best_of, frontier
+from spin_cli.training.pick import Judged, Part, best_of, frontier
+from spin_cli.training.report import Found
 from spin_cli.training.table import Choice, Ranked, Reader
 
 CHOICE = Choice("ffn", (Pooling.MEAN,), 0.5, 3)
@@ -44,7 +47,7 @@ def sure(y, strength, rng):
 
 
 def judged(probs, depth, neurons=10):
-    return Judged(replace(CHOICE, depth=depth), neurons, 0.1, probs)
+    return Judged((Part(replace(CHOICE, depth=depth), 0.1),), neurons, probs)
 
 
 def test_ties_go_to_the_shallowest_then_the_smallest_head():
@@ -57,7 +60,7 @@ def test_ties_go_to_the_shallowest_then_the_smallest_head():
     others = [judged(again, 3, 90), judged(again, 3, 20), judged(sure(y, 0.2, rng), 1)]
     for metric in Metric:
         chosen = best_of([best, *others], y, metric)
-        assert (chosen.choice.depth, chosen.neurons) == (3, 20)
+        assert (chosen.depth, chosen.neurons) == (3, 20)
     clearly = judged(sure(y, 2.0, rng), 6)
     assert best_of([best, *others, clearly], y, Metric.ACCURACY) is clearly
 
@@ -71,7 +74,7 @@ def test_the_frontier_keeps_what_nothing_beats():
     ]
 
     def cost(item):
-        return item.choice.depth, item.neurons, metrics.log_loss(y, item.probs)
+        return item.depth, item.neurons, metrics.log_loss(y, item.probs)
 
     expected = [
         a
@@ -368,3 +371,46 @@ def test_hidden_units_learn_what_no_linear_head_can_and_fold_to_raw_columns():
     np.testing.assert_array_equal(again.hidden, layers.hidden)
     other, _ = mlp.fit_mlp(X, split, seed=1)
     assert (other.hidden != layers.hidden).any()
+
+
+# -- blends ----------------------------------------------------------------------------------
+
+
+def test_a_blend_is_the_mean_of_logits_and_better_than_its_parts():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 2000)
+    items = [judged(sure(y, 0.8, rng), depth) for depth in (2, 3, 5)]
+    useless = judged(sure(1 - y, 0.8, rng), 4)
+    found = blends([*items, useless], y, lambda choices: 10 * len(choices))
+    assert [item.depth for item in found] == [3, 5]
+    best = found[-1]
+    assert {part.choice.depth for part in best.parts} == {2, 3, 5}
+    logits = sum(
+        part.share * np.log(item.probs[:, 1] / item.probs[:, 0])
+        for part in best.parts
+        for item in items
+        if item.main.choice == part.choice
+    )
+    np.testing.assert_allclose(best.probs[:, 1], 1 / (1 + np.exp(-logits)), atol=1e-9)
+    assert sum(part.share for part in best.parts) == pytest.approx(1.0)
+    assert metrics.log_loss(y, best.probs) < min(metrics.log_loss(y, i.probs) for i in items)
+    assert best_of([*items, *found], y, Metric.ACCURACY) is best
+
+
+def test_a_blend_becomes_one_linear_head_on_the_union_of_neurons(tmp_path):
+    reader, codes = noise_reader(tmp_path)
+    split = make_split(codes, 240)
+    inputs = SimpleNamespace(split=split)
+    small, large = (Choice("ffn", (Pooling.MEAN,), eta, 1) for eta in (0.3, 1.0))
+    parts = (Part(small, 0.1, 0.75), Part(large, 0.3, 0.25))
+    count = reader.count([small, large])
+    assert count == reader.count([large]) > reader.count([small])
+    found = Found(Judged(parts, count, np.empty(0)), [], [], None, False)
+    weights = stage.fit_final(reader, inputs, found)
+    z = reader.gather(small, large).astype(np.float64) @ weights.weight.T + weights.bias
+    expected = 0.0
+    for part in parts:
+        (one,) = search.walk_strengths(reader.gather(part.choice), split, [part.strength], 1e-6)
+        X = one.standard.transform(reader.gather(part.choice))
+        expected = expected + part.share * one.fit.logits(X)
+    np.testing.assert_allclose(z, expected, atol=1e-3)

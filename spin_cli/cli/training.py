@@ -64,8 +64,9 @@ def train(
     """Search for the best head on the masked neurons, on validation data.
 
     Few validation rows? Then train and val rows together are cross-validated, with the neurons of
-    each fold selected anew. Ties go to the shallowest head. The test split is read once, after the
-    choice.
+    each fold selected anew and near-duplicate texts in the same fold. Blends, the mean logits of
+    several heads, are tried too. Ties go to the shallowest head. The test split is read once, after
+    the choice.
 
     Example: `spin train run/selection`
     """
@@ -161,10 +162,12 @@ def print_candidates(report: dict[str, Any]) -> None:
     columns = ["site", "pooling", "eta", "depth", "neurons", "λ", report["metric"]]
 
     def cells(entry: dict[str, Any]) -> list[str]:
+        many = len(entry.get("parts", ()))
+        what = [entry["site"], entry["pooling"], f"{entry['eta']:g}"]
         return [
-            entry["site"], entry["pooling"], f"{entry['eta']:g}", str(entry["depth"]),
-            f"{entry['neurons']:,}", f"{entry['strength']:.2g}", f"{entry['score']:.4f}",
-            f"{entry['log_loss']:.4f}",
+            *([f"blend of {many}", "", ""] if many else what), str(entry["depth"]),
+            f"{entry['neurons']:,}", "" if many else f"{entry['strength']:.2g}",
+            f"{entry['score']:.4f}", f"{entry['log_loss']:.4f}",
         ]  # fmt: skip
 
     best = [e for e in report["candidates"] if e["judged_on"] == judged["what"]]

@@ -23,14 +23,13 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
         "",
         f"Classes: {', '.join(head.classes)}",
         "",
-        f"Reads {head.neurons} neurons ({chosen['site']}, {chosen['pooling']}-pooled) up to"
+        f"Reads {head.neurons} neurons ({_read(chosen)}) up to"
         f" {chosen['layer']} of the frozen model `{head.model['id']}`"
         f" ({head.model['architecture']}); trained on {rows} texts.",
         "",
         f"Chosen on {judged['rows']} {judged['what']} texts by {report['metric']}:"
-        f" eta {chosen['eta']}, penalty {chosen['strength']:.3g} per text,"
-        f" temperature {report['calibration']['temperature']:.3g}, threshold {head.threshold}"
-        f", no answer below {head.abstain_below}.",
+        f" {_how(chosen)}, temperature {report['calibration']['temperature']:.3g},"
+        f" threshold {head.threshold}, no answer below {head.abstain_below}.",
         "",
         "| split | classifier | accuracy | macro-F1 | log loss | calibration error |",
         "|---|---|---|---|---|---|",
@@ -53,6 +52,26 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _what(part: dict[str, Any]) -> str:
+    return f"{part['site']}, {part['pooling']}-pooled"
+
+
+def _read(chosen: dict[str, Any]) -> str:
+    return "; ".join(dict.fromkeys(_what(part) for part in chosen.get("parts", [chosen])))
+
+
+def _how(chosen: dict[str, Any]) -> str:
+    parts = chosen.get("parts", [chosen])
+    each = [f"eta {p['eta']}, penalty {p['strength']:.3g} per text" for p in parts]
+    if len(parts) == 1:
+        return each[0]
+    blended = (
+        f"{part['share']:.0%} {_what(part)}, depth {part['depth']}, {how}"
+        for part, how in zip(parts, each, strict=True)
+    )
+    return f"the mean of {len(parts)} heads' logits ({'; '.join(blended)})"
 
 
 def _sure(scores: dict[str, Any], metric: str) -> str:

@@ -60,7 +60,7 @@ def _whole(codes: NDArray[np.uint64]) -> np.uint64:
     total = np.array([len(codes)], np.uint64)  # an array, as scalars warn of the wrap
     for code in codes:
         total = total * BASE + code
-    return total[0]
+    return np.uint64(total[0])
 
 
 def _components(

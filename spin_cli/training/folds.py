@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from spin_cli import mask, probe
 from spin_cli.activations import Feature
 from spin_cli.config import worker_count
-from spin_cli.training.pick import Judged
+from spin_cli.training.pick import Judged, Part
 from spin_cli.training.search import Split, walk_strengths
 from spin_cli.training.table import Choice, Ranked, Reader
 
@@ -60,9 +60,17 @@ def fold_rows(
 class Folds:
     """Out-of-fold probabilities of trials; each fold's rankings are made once and kept."""
 
-    def __init__(self, reader: Reader, split: Split, folds: int, workers: int, seed: int) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        split: Split,
+        folds: int,
+        workers: int,
+        seed: int,
+        groups: NDArray[np.int64] | None = None,
+    ) -> None:
         self.reader, self.split, self.workers = reader, split, worker_count(workers)
-        self.fold = fold_rows(split.codes, folds, seed)
+        self.fold = fold_rows(split.codes, folds, seed, groups)
         self.ranked: list[dict[Feature, Ranked]] = [{} for _ in range(folds)]
 
     def judge(
@@ -78,7 +86,8 @@ class Folds:
             for k in range(len(self.ranked)):
                 self._rank(k, strengths)
                 self._fit(k, strengths, probs, step)
-        return [Judged(c, self.reader.count(c), s, found) for (c, s), found in probs.items()]
+        count = self.reader.count
+        return [Judged((Part(c, s),), count([c]), found) for (c, s), found in probs.items()]
 
     def _fit(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from spin_cli import artifacts
 from spin_cli.activations import SAMPLES, Feature, features_of, read_samples
 from spin_cli.config import Metric, StorageDtype, TrainConfig
 from spin_cli.errors import ArtifactError
+from spin_cli.training import baselines
+from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.search import Split
 from spin_cli.training.table import MASKS, Reader, read_masks
 
@@ -51,6 +54,18 @@ class Inputs:
             codes, np.arange(n_train), np.arange(n_train, n), len(self.classes), self.metric,
             self.config.penalty, self.config.class_weight,
         )  # fmt: skip
+
+    @cached_property
+    def texts(self) -> list[str] | str:
+        """The text of each row; or why they cannot be had."""
+        return baselines.read_texts(self.activations)
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64] | None:
+        """The group of near-duplicates of each of `search_rows`; None: unknown."""
+        if isinstance(self.texts, str):
+            return None
+        return near_duplicates([self.texts[row] for row in self.search_rows])
 
 
 def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) -> Inputs:

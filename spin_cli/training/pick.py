@@ -16,15 +16,41 @@ RESAMPLES = 200
 
 
 @dataclass(frozen=True)
+class Part:
+    """One head, or one of several whose logits are averaged."""
+
+    choice: Choice
+    strength: float
+    """Penalty as a share of the training rows."""
+    share: float = 1.0
+    """Weight of its logits; those of all parts add up to 1."""
+
+
+@dataclass(frozen=True)
 class Judged:
     """A candidate head and its probabilities on the rows that it is judged by."""
 
-    choice: Choice
+    parts: tuple[Part, ...]
+    """One, or several for a blend, the largest share first."""
     neurons: int
-    strength: float
-    """Penalty as a share of the training rows."""
+    """Read by all parts together."""
     probs: NDArray[np.float64]
     """(N, n_classes)"""
+
+    @property
+    def main(self) -> Part:
+        """The part with the largest share."""
+        return self.parts[0]
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What each part reads."""
+        return [part.choice for part in self.parts]
+
+    @property
+    def depth(self) -> int:
+        """Position of the last layer read."""
+        return max(choice.depth for choice in self.choices)
 
 
 def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
@@ -50,7 +76,7 @@ def best_of(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> J
         for rows, item in zip(losses, tied, strict=True)
         if float((rows - lowest).mean()) <= float((rows - lowest).std()) / len(y) ** 0.5
     ]
-    return min(equal, key=lambda pair: (pair[1].choice.depth, pair[1].neurons, pair[0]))[1]
+    return min(equal, key=lambda pair: (pair[1].depth, pair[1].neurons, pair[0]))[1]
 
 
 def _near(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> list[Judged]:
@@ -88,7 +114,7 @@ def _near(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> lis
 def frontier(judged: Sequence[Judged], y: NDArray[np.int64]) -> list[Judged]:
     """Heads such that every other is deeper, larger or has a higher log loss; shallowest first."""
     loss = {id(item): metrics.log_loss(y, item.probs) for item in judged}
-    ranked = sorted(judged, key=lambda item: (item.choice.depth, item.neurons, loss[id(item)]))
+    ranked = sorted(judged, key=lambda item: (item.depth, item.neurons, loss[id(item)]))
     kept: list[Judged] = []
     for item in ranked:
         if all(o.neurons > item.neurons or loss[id(o)] > loss[id(item)] for o in kept):

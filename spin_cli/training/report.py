@@ -17,7 +17,7 @@ from spin_cli.head import Head
 from spin_cli.training import baselines
 from spin_cli.training.calibration import MIN_ROWS, Evidence, Scaling
 from spin_cli.training.inputs import Inputs, make_reader
-from spin_cli.training.pick import Judged, frontier, score
+from spin_cli.training.pick import Judged, Part, frontier, score
 from spin_cli.training.search import fit_columns
 from spin_cli.training.table import Reader
 
@@ -65,7 +65,7 @@ def measure(
     if "val" not in spin:  # out-of-fold rows are train rows, then val rows
         spin["val"] = spin[found.evidence.what][len(inputs.rows["train"]) :]
     if "test" in y:
-        spin["test"] = head.probabilities(tester.gather(found.best.choice))
+        spin["test"] = head.probabilities(tester.gather(*found.best.choices))
     y[found.evidence.what] = found.evidence.codes
     rivals = find_rivals(reader, tester, inputs, notes)
     scores = {
@@ -82,7 +82,9 @@ def measure(
         "judged_on": {"what": found.evidence.what, "rows": len(found.evidence.codes)},
         "layers_total": len(inputs.activations["layers"]) - 1,
         "neurons_total": sum(
-            f.width for f in inputs.features if f.pooling in found.best.choice.poolings
+            f.width
+            for f in inputs.features
+            if any(f.pooling in choice.poolings for choice in found.best.choices)
         ),
         "rows": {name: len(index) for name, index in inputs.rows.items()},
         "spin": scores,
@@ -109,12 +111,11 @@ def find_rivals(
         "last_layer": whole_layer(reader, tester, inputs, last_layers(inputs)),
         "best_layer": whole_layer(reader, tester, inputs, best_layers(reader)),
     }
-    texts = baselines.read_texts(inputs.activations)
-    if isinstance(texts, str):
-        notes.append(f"no TF-IDF baseline: {texts}")
+    if isinstance(inputs.texts, str):
+        notes.append(f"no TF-IDF baseline: {inputs.texts}")
         return rivals
     try:
-        probs = baselines.tfidf(texts, inputs.codes, inputs.rows, len(inputs.classes))
+        probs = baselines.tfidf(inputs.texts, inputs.codes, inputs.rows, len(inputs.classes))
     except ValueError as error:  # no text has a word
         notes.append(f"no TF-IDF baseline: {error}")
         return rivals
@@ -271,15 +272,24 @@ def _candidates(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
 
 def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, Any]:
     """A candidate as plain values."""
-    choice = item.choice
+    entry = _describe_part(item.main) | {
+        "depth": item.depth,
+        "layer": inputs.layers[item.depth],
+        "neurons": item.neurons,
+        "score": round(score(inputs.metric, y, item.probs), 6),
+        "log_loss": round(metrics.log_loss(y, item.probs), 6),
+    }
+    if len(item.parts) > 1:
+        entry["parts"] = [_describe_part(p) | {"share": round(p.share, 6)} for p in item.parts]
+    return entry
+
+
+def _describe_part(part: Part) -> dict[str, Any]:
+    choice = part.choice
     return {
         "site": choice.site,
         "pooling": "+".join(pooling.value for pooling in choice.poolings),
         "eta": choice.eta,
         "depth": choice.depth,
-        "layer": inputs.layers[choice.depth],
-        "neurons": item.neurons,
-        "strength": item.strength,
-        "score": round(score(inputs.metric, y, item.probs), 6),
-        "log_loss": round(metrics.log_loss(y, item.probs), 6),
+        "strength": part.strength,
     }

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics, probe
 from spin_cli.config import ClassWeight, Metric, Penalty, Pooling, TrainConfig, worker_count
-from spin_cli.training.pick import Judged, score
+from spin_cli.training.pick import Judged, Part, score
 from spin_cli.training.table import Choice, Reader
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -211,12 +211,12 @@ def finalists(
     """
     y = split.codes[split.val]
     ranked = sorted(tried, key=lambda item: metrics.log_loss(y, item.probs))
-    kinds: dict[tuple[str, tuple[Pooling, ...]], Judged] = {}
-    for item in ranked:
-        kinds.setdefault((item.choice.site, item.choice.poolings), item)
+    kinds: dict[tuple[str, tuple[Pooling, ...]], Part] = {}
+    for part in (item.main for item in ranked):
+        kinds.setdefault((part.choice.site, part.choice.poolings), part)
     return {
-        item.choice: (3 * item.strength, item.strength, item.strength / 3)
-        for item in list(kinds.values())[:most]
+        part.choice: (3 * part.strength, part.strength, part.strength / 3)
+        for part in list(kinds.values())[:most]
     }
 
 
@@ -236,11 +236,11 @@ def try_all(
         most = min(most, config.max_neurons)
 
     def one(choice: Choice) -> Judged | None:
-        count = reader.count(choice)
+        count = reader.count([choice])
         found = None
         if 0 < count <= most:
             fitted = fit_columns(reader.gather(choice), split)
-            found = Judged(choice, count, fitted.strength, fitted.val_probs)
+            found = Judged((Part(choice, fitted.strength),), count, fitted.val_probs)
         step()
         return found
 

@@ -6,6 +6,7 @@ alone; a second reader, of test rows, is made once the head and the baselines ar
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from spin_cli.config import (
 )
 from spin_cli.errors import UsageError
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
+from spin_cli.training.blend import blends, mean_probs
 from spin_cli.training.calibration import (
     Evidence,
     Scaling,
@@ -52,7 +54,7 @@ from spin_cli.training.search import (
     try_all,
     walk_strengths,
 )
-from spin_cli.training.table import SITES, Reader
+from spin_cli.training.table import SITES, Choice, Ranked, Reader
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,14 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
     """Out-of-fold probabilities of train and val rows by linear heads as the chosen one."""
     if found.evidence.what == "out-of-fold":
         return found.evidence.probs
-    folds = Folds(reader, inputs.split, CV_FOLDS, inputs.config.workers, inputs.config.seed)
-    return folds.judge({found.best.choice: [found.best.strength]})[0].probs
+    config = inputs.config
+    folds = Folds(reader, inputs.split, CV_FOLDS, config.workers, config.seed, inputs.groups)
+    wanted: dict[Choice, list[float]] = {}
+    for part in found.best.parts:
+        wanted.setdefault(part.choice, []).append(part.strength)
+    judged = {item.main: item.probs for item in folds.judge(wanted)}
+    parts = [replace(part, share=1.0) for part in found.best.parts]
+    return mean_probs([judged[part] for part in parts], [part.share for part in found.best.parts])
 
 
 def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
@@ -168,15 +176,18 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     if not tried:
         raise UsageError("no head is left to try: --max-layer or --max-neurons allow none")
     y_val = split.codes[split.val]
-    known = {item.choice for item in tried}
-    around = next_choices(best_of(tried, y_val, split.metric).choice, config, n_layers)
+    known = {item.main.choice for item in tried}
+    around = next_choices(best_of(tried, y_val, split.metric).main.choice, config, n_layers)
     fresh = [choice for choice in dict.fromkeys(around) if choice not in known]
     tried += try_all(fresh, reader, split, config, step)
     crossed: list[Judged] = []
     if folds:
         crossed = cross_validate(reader, inputs, tried, folds, step)
     y = split.codes if folds else y_val
-    best = best_of(crossed or tried, y, split.metric)
+    judged = crossed if folds else tried
+    most = config.max_neurons or sys.maxsize
+    judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
+    best = best_of(judged, y, split.metric)
     reader.forget()
     progress("train", total, total)
     evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")
@@ -205,18 +216,18 @@ def cross_validate(
 ) -> list[Judged]:
     """Judge the best of each kind out of fold, then what lies around the best of these."""
     split, config = inputs.split, inputs.config
-    crossing = Folds(reader, split, folds, config.workers, config.seed)
+    crossing = Folds(reader, split, folds, config.workers, config.seed, inputs.groups)
     full = config.search is Search.FULL
     some = finalists(tried, split, None if full else FAST_FINALISTS)
     crossed = crossing.judge(some, step)
-    best = best_of(crossed, split.codes, split.metric)
+    best = best_of(crossed, split.codes, split.metric).main
     most = max(config.max_cells // len(split.train), 1)
     if config.max_neurons is not None:
         most = min(most, config.max_neurons)
     near = {
         choice: some[best.choice] if full else (best.strength,)
         for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
-        if choice not in some and 0 < reader.count(choice) <= most
+        if choice not in some and 0 < reader.count([choice]) <= most
     }
     return crossed + crossing.judge(near, step)
 
@@ -233,15 +244,32 @@ def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
     split = inputs.split
     if found.refit:
         split = replace(split, train=np.arange(len(split.codes)))
-    columns = reader.gather(found.best.choice)
-    fitted = walk_strengths(columns, split, [found.best.strength], FINAL_TOL)[0]
-    weight, bias = probe.fold_back(fitted.fit, fitted.standard)
-    return Weights(weight, bias)
+    union = reader.union(found.best.choices)
+    starts = dict(zip((item.feature for item, _ in union), _starts(union), strict=True))
+    outputs = 1 if split.n_classes == 2 else split.n_classes
+    total = np.zeros((outputs, sum(count for _, count in union)))
+    bias = np.zeros(outputs)
+    for part in found.best.parts:
+        columns = reader.gather(part.choice)
+        fitted = walk_strengths(columns, split, [part.strength], FINAL_TOL)[0]
+        weight, intercept = probe.fold_back(fitted.fit, fitted.standard)
+        place = [
+            np.arange(starts[item.feature], starts[item.feature] + count)
+            for item, count in reader.union([part.choice])
+        ]
+        total[:, np.concatenate(place)] += part.share * weight
+        bias += part.share * intercept
+    return Weights(total.astype(np.float32), bias)
+
+
+def _starts(union: list[tuple[Ranked, int]]) -> list[int]:
+    """The first column of each matrix's neurons."""
+    return [0, *np.cumsum([count for _, count in union]).tolist()][:-1]
 
 
 def fit_hidden(reader: Reader, inputs: Inputs, found: Found) -> tuple[Found, Weights]:
     """Hidden units on the neurons that were chosen; they are judged by val rows alone."""
-    columns = reader.gather(found.best.choice)
+    columns = reader.gather(*found.best.choices)
     layers, standard = fit_final_mlp(columns, inputs.split, inputs.config.seed, found.refit)
     best = replace(found.best, probs=layers.val_probs)
     val = inputs.codes[inputs.rows["val"]]
@@ -258,10 +286,11 @@ def build_head(
     scaling = fit_scaling(evidence, config.calibration, notes)
     evidence = replace(evidence, probs=scaling.apply(evidence.probs))
     threshold = choose_threshold(evidence, inputs.metric, config, notes)
-    choice = found.best.choice
     features = tuple(
         HeadFeature(f.layer, f.site, f.pooling, f.width, neurons)
-        for f, neurons in ((i.feature, i.top(choice.eta)) for i in reader.matching(choice))
+        for f, neurons in (
+            (item.feature, item.neurons[:count]) for item, count in reader.union(found.best.choices)
+        )
     )
     manifest = inputs.activations
     head = Head(

@@ -107,9 +107,21 @@ class Reader:
         ]
         return [item for item in found if len(item.top(choice.eta))]
 
-    def count(self, choice: Choice) -> int:
-        """How many columns *choice* reads."""
-        return sum(len(item.top(choice.eta)) for item in self.matching(choice))
+    def union(self, choices: Sequence[Choice]) -> list[tuple[Ranked, int]]:
+        """The matrices that *choices* read together, and how many neurons of each.
+
+        Masks are nested, so that of several the widest holds the others.
+        """
+        widest: dict[Feature, int] = {}
+        for choice in choices:
+            for item in self.matching(choice):
+                count = len(item.top(choice.eta))
+                widest[item.feature] = max(count, widest.get(item.feature, 0))
+        return [(self.ranked[f], widest[f]) for f in self.ranked if f in widest]
+
+    def count(self, choices: Sequence[Choice]) -> int:
+        """How many columns *choices* read together."""
+        return sum(count for _, count in self.union(choices))
 
     def whole(self, feature: Feature) -> NDArray[Any]:
         """All columns of one matrix, (rows, F)."""
@@ -121,12 +133,9 @@ class Reader:
             self._kept[item.feature] = self.whole(item.feature)[:, item.neurons]
         return self._kept[item.feature]
 
-    def gather(self, choice: Choice) -> NDArray[Any]:
-        """The columns that *choice* reads, (rows, n)."""
-        parts = [
-            self.ranked_columns(item)[:, : len(item.top(choice.eta))]
-            for item in self.matching(choice)
-        ]
+    def gather(self, *choices: Choice) -> NDArray[Any]:
+        """The columns that *choices* read together, (rows, n), in the order of `union`."""
+        parts = [self.ranked_columns(item)[:, :count] for item, count in self.union(choices)]
         return np.hstack(parts) if parts else np.empty((len(self._rows), 0), np.float32)
 
     def with_ranking(self, ranked: Mapping[Feature, Ranked]) -> Reader:

@@ -1,0 +1,95 @@
+"""Several heads as one: their logits averaged.
+
+The mean of linear heads is a linear head on the union of their neurons, so that it is stored, run
+and explained like any other. Heads that read different sites and poolings err on different texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import metrics
+from spin_cli.training.pick import Judged, Part
+from spin_cli.training.table import Choice
+
+STEPS = 10
+"""Heads in a blend, counted as often as they are in it."""
+GAIN = 3e-4
+"""Log loss that another head has to take off."""
+
+
+def blends(
+    judged: Sequence[Judged], y: NDArray[np.int64], count: Callable[[Sequence[Choice]], int]
+) -> list[Judged]:
+    """For each depth the blend of heads that are no deeper, where several do better than one.
+
+    Parameters
+    ----------
+    judged : heads and their probabilities on the same rows, with codes *y*
+    count : how many neurons some choices read together
+    """
+    logs = np.stack([_centred(item.probs) for item in judged])
+    found: list[Judged] = []
+    for depth in sorted({item.depth for item in judged}):
+        within = [i for i, item in enumerate(judged) if item.depth <= depth]
+        members = _greedy(logs[within], y)
+        chosen = [judged[within[i]] for i in members]
+        parts = _parts(chosen)
+        if len(parts) == 1 or max(part.choice.depth for part in parts) < depth:
+            continue
+        neurons = count([part.choice for part in parts])
+        probs = mean_probs([item.probs for item in chosen], [1 / len(chosen)] * len(chosen))
+        found.append(Judged(parts, neurons, probs))
+    return found
+
+
+def mean_probs(
+    probs: Sequence[NDArray[np.float64]], shares: Sequence[float]
+) -> NDArray[np.float64]:
+    """Class probabilities (N, n_classes) of the weighted mean of heads' logits."""
+    total = sum(share * _centred(each) for share, each in zip(shares, probs, strict=True))
+    return _normed(np.asarray(total))
+
+
+def _greedy(logs: NDArray[np.float64], y: NDArray[np.int64]) -> list[int]:
+    """Heads taken one by one, each that which lowers the log loss of the mean most, also again.
+
+    Forward selection with replacement (Caruana et al. 2004): as few steps as bring a gain, so that
+    it hardly overfits the rows that it sees.
+    """
+    total = np.zeros_like(logs[0])
+    taken: list[int] = []
+    last = np.inf
+    while len(taken) < STEPS:
+        losses = [metrics.log_loss(y, _normed((total + each) / (len(taken) + 1))) for each in logs]
+        best = int(np.argmin(losses))
+        if losses[best] > last - GAIN:
+            break
+        last = losses[best]
+        total += logs[best]
+        taken.append(best)
+    return taken
+
+
+def _parts(chosen: Sequence[Judged]) -> tuple[Part, ...]:
+    """Each head once, with its share; the largest share first."""
+    shares: dict[tuple[Choice, float], float] = {}
+    for item in chosen:
+        for part in item.parts:
+            key = part.choice, part.strength
+            shares[key] = shares.get(key, 0.0) + part.share / len(chosen)
+    parts = [Part(choice, strength, share) for (choice, strength), share in shares.items()]
+    return tuple(sorted(parts, key=lambda part: -part.share))
+
+
+def _centred(probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    logs = np.log(np.clip(probs, 1e-15, 1.0))
+    return np.asarray(logs - logs.mean(1, keepdims=True))
+
+
+def _normed(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.exp(logs - logs.max(1, keepdims=True))
+    return np.asarray(p / p.sum(1, keepdims=True))
