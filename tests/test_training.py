@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import Ridge as LinearRidge
+from sklearn.preprocessing import StandardScaler
 
 from spin_cli import activations, metrics, probe
 from spin_cli.activations import Feature
@@ -32,6 +34,8 @@ from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.folds import Folds, fold_rows
 from spin_cli.training.pick import Judged, Part, best_of, frontier
 from spin_cli.training.report import Found
+from spin_cli.training.ridge import fit_ridge, targets
+from spin_cli.training.stack import fit_stacks
 from spin_cli.training.table import Choice, Ranked, Reader
 
 CHOICE = Choice("ffn", (Pooling.MEAN,), 0.5, 3)
@@ -414,3 +418,74 @@ def test_a_blend_becomes_one_linear_head_on_the_union_of_neurons(tmp_path):
         X = one.standard.transform(reader.gather(part.choice))
         expected = expected + part.share * one.fit.logits(X)
     np.testing.assert_allclose(z, expected, atol=1e-3)
+
+
+# -- stacks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_ridge_is_that_of_scikit_learn_in_every_fold(n_classes):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 30)) * rng.uniform(0.1, 9, 30) + rng.normal(size=30)
+    X = np.hstack([X, np.ones((200, 1))]).astype(np.float32)  # the last column is constant
+    codes = (X[:, :n_classes] / X[:, :n_classes].std(0)).argmax(1)
+    weight, fold = rng.uniform(0.5, 2, 200), fold_rows(codes, 4, 0)
+    Y = targets(codes, n_classes)
+    found = fit_ridge(X, Y, weight, fold)
+    standard = StandardScaler().fit_transform(X.astype(np.float64))
+
+    def model(rows):
+        ridge = LinearRidge(alpha=found.penalty * weight[rows].sum(), tol=1e-10)
+        return ridge.fit(standard[rows], Y[rows], sample_weight=weight[rows])
+
+    for k in range(4):
+        expected = model(fold != k).predict(standard[fold == k]).reshape(-1, Y.shape[1])
+        np.testing.assert_allclose(found.out_of_fold[fold == k], expected, atol=1e-4)
+    whole = model(np.full(200, True)).predict(standard).reshape(-1, Y.shape[1])
+    np.testing.assert_allclose(X @ found.weight.T + found.bias, whole, atol=1e-4)
+    assert (found.weight[:, -1] == 0).all()
+
+
+def layered_reader(folder, n_classes, rows=900, width=40):
+    """Two layers of which each holds a part of the label's evidence, and one of noise."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, n_classes, rows)
+    names = ["layer_01", "layer_02", "layer_03"]
+    features = [Feature(name, Site.HIDDEN, Pooling.MEAN, width) for name in names]
+    directions = rng.normal(size=(2, n_classes, width)) * 0.25
+    for at, feature in enumerate(features):
+        X = rng.normal(size=(rows, width))
+        X += directions[at][codes] if at < 2 else 0.0
+        block = (X * 3 + 1).astype(np.float32)
+        activations.create_layer(folder / feature.file, [feature], rows, StorageDtype.FLOAT32)
+        with activations.RowWriter(folder, [feature]) as writer:
+            writer.write(feature, 0, block)
+    reader = Reader(folder, {}, ["layer_00", *names], rows, np.arange(rows), StorageDtype.FLOAT32)
+    return reader, features, codes
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_a_stack_joins_layers_and_is_the_linear_head_that_was_judged(tmp_path, n_classes):
+    reader, features, codes = layered_reader(tmp_path, n_classes)
+    split = make_split(codes, 600)
+    shallow, middle, deep = fit_stacks(
+        reader, features, split, None, judge=split.val, depths=[1, 2, 3], seed=0, workers=1
+    )
+    assert [item.depth for item in (shallow, middle, deep)] == [1, 2, 3]
+    assert [item.neurons for item in (shallow, middle, deep)] == [40, 80, 120]
+    y = codes[split.val]
+    losses = [metrics.log_loss(y, item.probs) for item in (shallow, middle, deep)]
+    assert losses[1] < losses[0] - 0.03 and losses[2] < losses[0] - 0.03
+    for item in (shallow, middle, deep):
+        values = item.gather(reader)[split.val].astype(np.float64)
+        z = values @ item.linear.weight.T + item.linear.bias
+        np.testing.assert_allclose(metrics.probabilities(z, n_classes), item.probs, atol=1e-4)
+
+
+def test_a_stack_sees_nothing_in_noise(tmp_path):
+    reader, codes = noise_reader(tmp_path)
+    split = make_split(codes, len(codes))
+    (found,) = fit_stacks(
+        reader, list(reader.ranked), split, None, judge=None, depths=[1], seed=0, workers=1
+    )
+    assert abs(metrics.auroc(codes, found.probs[:, 1]) - 0.5) < 0.15

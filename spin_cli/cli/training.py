@@ -162,11 +162,16 @@ def print_candidates(report: dict[str, Any]) -> None:
     columns = ["site", "pooling", "eta", "depth", "neurons", "λ", report["metric"]]
 
     def cells(entry: dict[str, Any]) -> list[str]:
-        many = len(entry.get("parts", ()))
-        what = [entry["site"], entry["pooling"], f"{entry['eta']:g}"]
+        many, whole = len(entry.get("parts", ())), entry.get("matrices", 0)
+        if whole:
+            what = [f"stack of {whole}", entry["pooling"], "all"]
+        elif many:
+            what = [f"blend of {many}", "", ""]
+        else:
+            what = [entry["site"], entry["pooling"], f"{entry['eta']:g}"]
         return [
-            *([f"blend of {many}", "", ""] if many else what), str(entry["depth"]),
-            f"{entry['neurons']:,}", "" if many else f"{entry['strength']:.2g}",
+            *what, str(entry["depth"]), f"{entry['neurons']:,}",
+            "" if many or whole else f"{entry['strength']:.2g}",
             f"{entry['score']:.4f}", f"{entry['log_loss']:.4f}",
         ]  # fmt: skip
 

@@ -63,6 +63,8 @@ def _read(chosen: dict[str, Any]) -> str:
 
 
 def _how(chosen: dict[str, Any]) -> str:
+    if "matrices" in chosen:
+        return f"ridge regressions on {chosen['matrices']} whole matrices, stacked"
     parts = chosen.get("parts", [chosen])
     each = [f"eta {p['eta']}, penalty {p['strength']:.3g} per text" for p in parts]
     if len(parts) == 1:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
+from spin_cli.activations import Feature
 from spin_cli.config import Metric
-from spin_cli.training.table import Choice
+from spin_cli.training.table import Choice, Reader
 
 RESAMPLES = 200
 
@@ -27,6 +29,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """A finished head on all neurons of some matrices."""
+
+    features: tuple[Feature, ...]
+    weight: NDArray[np.float32]
+    """(K, n) on raw columns, matrix by matrix"""
+    bias: NDArray[np.float64]
+    """(K,)"""
+
+
+@dataclass(frozen=True)
 class Judged:
     """A candidate head and its probabilities on the rows that it is judged by."""
 
@@ -36,6 +49,8 @@ class Judged:
     """Read by all parts together."""
     probs: NDArray[np.float64]
     """(N, n_classes)"""
+    linear: Linear | None = None
+    """Its weights, where judging it brought them along; it reads whole matrices then."""
 
     @property
     def main(self) -> Part:
@@ -51,6 +66,18 @@ class Judged:
     def depth(self) -> int:
         """Position of the last layer read."""
         return max(choice.depth for choice in self.choices)
+
+    def columns(self, reader: Reader) -> list[tuple[Feature, NDArray[np.int32]]]:
+        """What it reads: matrices, and which of their neurons."""
+        if self.linear is not None:
+            return [(f, np.arange(f.width, dtype=np.int32)) for f in self.linear.features]
+        return [(i.feature, i.neurons[:count]) for i, count in reader.union(self.choices)]
+
+    def gather(self, reader: Reader) -> NDArray[Any]:
+        """The values of `columns`, (rows, n)."""
+        if self.linear is not None:
+            return np.hstack([reader.whole(feature) for feature in self.linear.features])
+        return reader.gather(*self.choices)
 
 
 def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:

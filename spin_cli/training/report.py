@@ -23,6 +23,8 @@ from spin_cli.training.table import Reader
 
 RESAMPLES = 1000
 LEVEL = 0.95
+CELLS = 10_000_000
+"""Values that a head is given at once."""
 Probs = NDArray[np.float64]
 
 
@@ -65,7 +67,9 @@ def measure(
     if "val" not in spin:  # out-of-fold rows are train rows, then val rows
         spin["val"] = spin[found.evidence.what][len(inputs.rows["train"]) :]
     if "test" in y:
-        spin["test"] = head.probabilities(tester.gather(*found.best.choices))
+        values = found.best.gather(tester)
+        blocks = np.array_split(values, 1 + values.size // CELLS)  # a head computes in float64
+        spin["test"] = np.vstack([head.probabilities(block) for block in blocks])
     y[found.evidence.what] = found.evidence.codes
     rivals = find_rivals(reader, tester, inputs, notes)
     scores = {
@@ -279,6 +283,8 @@ def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, An
         "score": round(score(inputs.metric, y, item.probs), 6),
         "log_loss": round(metrics.log_loss(y, item.probs), 6),
     }
+    if item.linear is not None:
+        entry["matrices"] = len(item.linear.features)
     if len(item.parts) > 1:
         entry["parts"] = [_describe_part(p) | {"share": round(p.share, 6)} for p in item.parts]
     return entry

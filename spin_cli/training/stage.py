@@ -6,7 +6,6 @@ alone; a second reader, of test rows, is made once the head and the baselines ar
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +16,14 @@ from numpy.typing import NDArray
 
 from spin_cli import artifacts, probe
 from spin_cli.config import (
-    CV_FEW_FOLDS,
-    CV_FEW_ROWS,
     CV_FOLDS,
-    CV_MAX_ROWS,
-    CV_VAL_ROWS,
     HeadKind,
     Progress,
-    Search,
-    Site,
     TrainConfig,
     quiet,
 )
-from spin_cli.errors import UsageError
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
-from spin_cli.training.blend import blends, mean_probs
+from spin_cli.training.blend import mean_probs
 from spin_cli.training.calibration import (
     Evidence,
     Scaling,
@@ -40,21 +32,16 @@ from spin_cli.training.calibration import (
     fit_scaling,
 )
 from spin_cli.training.card import model_card
+from spin_cli.training.contest import search, stacks
 from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
 from spin_cli.training.mlp import fit_final_mlp
 from spin_cli.training.oof import write_oof
-from spin_cli.training.pick import Judged, best_of
 from spin_cli.training.report import Found, measure
 from spin_cli.training.search import (
-    finalists,
-    first_choices,
-    next_choices,
-    pooling_groups,
-    try_all,
     walk_strengths,
 )
-from spin_cli.training.table import SITES, Choice, Ranked, Reader
+from spin_cli.training.table import Choice, Ranked, Reader
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,6 @@ class Weights:
     hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
 
 
-FAST_FINALISTS = 6
 FINAL_TOL = 1e-4
 """Gradient, relative to that at zero weights, to which the chosen head is solved."""
 
@@ -134,6 +120,8 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
         return found.evidence.probs
     config = inputs.config
     folds = Folds(reader, inputs.split, CV_FOLDS, config.workers, config.seed, inputs.groups)
+    if found.best.linear is not None:
+        return stacks(reader, inputs, whole=True, depths=[found.best.depth])[0].probs
     wanted: dict[Choice, list[float]] = {}
     for part in found.best.parts:
         wanted.setdefault(part.choice, []).append(part.strength)
@@ -150,100 +138,17 @@ def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     return {"parent": parent["fingerprint"], "options": options}
 
 
-def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
-    """Choose what the head reads and its penalty; test rows are not within reach.
-
-    A coarse grid is judged on val rows, then what lies around its best. Where these rows are few,
-    the best of each kind are judged again by cross-validation, with the neurons of each fold
-    selected anew, and what lies around the best of them.
-    """
-    poolings = list(dict.fromkeys(feature.pooling for feature in inputs.features))
-    config = _possible(inputs.config, {feature.site for feature in inputs.features})
-    split, n_layers, folds = inputs.split, len(inputs.layers), fold_count(inputs)
-    first = first_choices(config, poolings, n_layers)
-    done, total = 0, len(first) + 12 + 18 * folds
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress("train", min(done, total), total)
-
-    tried: list[Judged] = []
-    for group in pooling_groups(poolings):  # only the columns of one group in memory at a time
-        part = [choice for choice in first if choice.poolings == group]
-        tried += try_all(part, reader, split, config, step)
-        reader.forget()
-    if not tried:
-        raise UsageError("no head is left to try: --max-layer or --max-neurons allow none")
-    y_val = split.codes[split.val]
-    known = {item.main.choice for item in tried}
-    around = next_choices(best_of(tried, y_val, split.metric).main.choice, config, n_layers)
-    fresh = [choice for choice in dict.fromkeys(around) if choice not in known]
-    tried += try_all(fresh, reader, split, config, step)
-    crossed: list[Judged] = []
-    if folds:
-        crossed = cross_validate(reader, inputs, tried, folds, step)
-    y = split.codes if folds else y_val
-    judged = crossed if folds else tried
-    most = config.max_neurons or sys.maxsize
-    judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
-    best = best_of(judged, y, split.metric)
-    reader.forget()
-    progress("train", total, total)
-    evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")
-    refit = bool(folds) if config.refit is None else config.refit
-    return Found(best, tried, crossed, evidence, refit)
-
-
-def fold_count(inputs: Inputs) -> int:
-    """Folds of the cross-validation; 0: none."""
-    config, n_val = inputs.config, len(inputs.rows["val"])
-    smallest = int(np.bincount(inputs.codes[inputs.search_rows]).min())
-    if config.cv is not None:
-        if config.cv == 1 or config.cv > smallest:
-            raise UsageError(
-                f"--cv {config.cv}: from 2 to {smallest} (rows of the rarest class), or 0 for none"
-            )
-        return config.cv
-    rows = len(inputs.search_rows)
-    if n_val >= CV_VAL_ROWS or rows > CV_MAX_ROWS or smallest < CV_FOLDS:
-        return 0
-    return CV_FOLDS if rows <= CV_FEW_ROWS else CV_FEW_FOLDS
-
-
-def cross_validate(
-    reader: Reader, inputs: Inputs, tried: list[Judged], folds: int, step: Any
-) -> list[Judged]:
-    """Judge the best of each kind out of fold, then what lies around the best of these."""
-    split, config = inputs.split, inputs.config
-    crossing = Folds(reader, split, folds, config.workers, config.seed, inputs.groups)
-    full = config.search is Search.FULL
-    some = finalists(tried, split, None if full else FAST_FINALISTS)
-    crossed = crossing.judge(some, step)
-    best = best_of(crossed, split.codes, split.metric).main
-    most = max(config.max_cells // len(split.train), 1)
-    if config.max_neurons is not None:
-        most = min(most, config.max_neurons)
-    near = {
-        choice: some[best.choice] if full else (best.strength,)
-        for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
-        if choice not in some and 0 < reader.count([choice]) <= most
-    }
-    return crossed + crossing.judge(near, step)
-
-
-def _possible(config: TrainConfig, sites: set[Site]) -> TrainConfig:
-    kept = tuple(name for name in config.sites if set(SITES[name]) <= sites)
-    if not kept:
-        raise UsageError(f"--site {','.join(config.sites)}: the activations have no such site")
-    return replace(config, sites=kept)
-
-
 def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
     """The chosen head, solved to `FINAL_TOL`, on raw columns."""
     split = inputs.split
     if found.refit:
         split = replace(split, train=np.arange(len(split.codes)))
+    if found.best.linear is not None:
+        head = found.best.linear
+        if found.refit != (found.evidence.what == "out-of-fold"):  # fitted to other rows
+            again = stacks(reader, inputs, whole=found.refit, depths=[found.best.depth])[0]
+            head = again.linear or head
+        return Weights(head.weight, head.bias)
     union = reader.union(found.best.choices)
     starts = dict(zip((item.feature for item, _ in union), _starts(union), strict=True))
     outputs = 1 if split.n_classes == 2 else split.n_classes
@@ -269,7 +174,7 @@ def _starts(union: list[tuple[Ranked, int]]) -> list[int]:
 
 def fit_hidden(reader: Reader, inputs: Inputs, found: Found) -> tuple[Found, Weights]:
     """Hidden units on the neurons that were chosen; they are judged by val rows alone."""
-    columns = reader.gather(*found.best.choices)
+    columns = found.best.gather(reader)
     layers, standard = fit_final_mlp(columns, inputs.split, inputs.config.seed, found.refit)
     best = replace(found.best, probs=layers.val_probs)
     val = inputs.codes[inputs.rows["val"]]
@@ -288,9 +193,7 @@ def build_head(
     threshold = choose_threshold(evidence, inputs.metric, config, notes)
     features = tuple(
         HeadFeature(f.layer, f.site, f.pooling, f.width, neurons)
-        for f, neurons in (
-            (item.feature, item.neurons[:count]) for item, count in reader.union(found.best.choices)
-        )
+        for f, neurons in found.best.columns(reader)
     )
     manifest = inputs.activations
     head = Head(

@@ -1,0 +1,178 @@
+"""Heads of every kind, judged on the same rows; test rows are not within reach."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from spin_cli.activations import Feature
+from spin_cli.config import (
+    CV_FEW_FOLDS,
+    CV_FEW_ROWS,
+    CV_FOLDS,
+    CV_MAX_ROWS,
+    CV_VAL_ROWS,
+    HeadKind,
+    Penalty,
+    Progress,
+    Search,
+    Site,
+    TrainConfig,
+)
+from spin_cli.errors import UsageError
+from spin_cli.training.blend import blends
+from spin_cli.training.calibration import Evidence
+from spin_cli.training.folds import Folds
+from spin_cli.training.inputs import Inputs
+from spin_cli.training.pick import Judged, best_of
+from spin_cli.training.report import Found
+from spin_cli.training.search import (
+    finalists,
+    first_choices,
+    next_choices,
+    pooling_groups,
+    try_all,
+)
+from spin_cli.training.stack import DEPTHS, WIDEST, fit_stacks
+from spin_cli.training.table import SITES, Reader
+
+FAST_FINALISTS = 6
+
+
+def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
+    """Choose what the head reads and its penalty; test rows are not within reach.
+
+    A coarse grid is judged on val rows, then what lies around its best. Where these rows are few,
+    the best of each kind are judged again by cross-validation, with the neurons of each fold
+    selected anew, and what lies around the best of them.
+    """
+    poolings = list(dict.fromkeys(feature.pooling for feature in inputs.features))
+    config = _possible(inputs.config, {feature.site for feature in inputs.features})
+    split, n_layers, folds = inputs.split, len(inputs.layers), fold_count(inputs)
+    first = first_choices(config, poolings, n_layers)
+    done, total = 0, len(first) + 12 + 18 * folds + len(stack_features(inputs))
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress("train", min(done, total), total)
+
+    tried: list[Judged] = []
+    for group in pooling_groups(poolings):  # only the columns of one group in memory at a time
+        part = [choice for choice in first if choice.poolings == group]
+        tried += try_all(part, reader, split, config, step)
+        reader.forget()
+    if not tried:
+        raise UsageError("no head is left to try: --max-layer or --max-neurons allow none")
+    y_val = split.codes[split.val]
+    known = {item.main.choice for item in tried}
+    around = next_choices(best_of(tried, y_val, split.metric).main.choice, config, n_layers)
+    fresh = [choice for choice in dict.fromkeys(around) if choice not in known]
+    tried += try_all(fresh, reader, split, config, step)
+    crossed: list[Judged] = []
+    if folds:
+        crossed = cross_validate(reader, inputs, tried, folds, step)
+    y = split.codes if folds else y_val
+    judged = crossed if folds else tried
+    most = config.max_neurons or sys.maxsize
+    judged += stacks(reader, inputs, whole=bool(folds), depths=stack_depths(inputs), step=step)
+    judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
+    best = best_of(judged, y, split.metric)
+    reader.forget()
+    progress("train", total, total)
+    evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")
+    refit = bool(folds) if config.refit is None else config.refit
+    return Found(best, tried, crossed, evidence, refit)
+
+
+def stacks(
+    reader: Reader,
+    inputs: Inputs,
+    *,
+    whole: bool,
+    depths: Sequence[int],
+    step: Callable[[], None] = lambda: None,
+) -> list[Judged]:
+    """Stacks on all neurons, fitted to train rows and judged by val rows; *whole*: out of fold."""
+    split, config = inputs.split, inputs.config
+    if whole:
+        split = replace(split, train=np.arange(len(split.codes)))
+    return fit_stacks(
+        reader, stack_features(inputs), split, inputs.groups,
+        judge=None if whole else split.val, depths=depths,
+        seed=config.seed, workers=config.workers, step=step,
+    )  # fmt: skip
+
+
+def stack_features(inputs: Inputs) -> list[Feature]:
+    """The matrices that a stack may use; none where the options ask for something else."""
+    config = inputs.config
+    if config.head is not HeadKind.LOGISTIC or config.penalty is not Penalty.L2:
+        return []
+    sites = {site for name in config.sites for site in SITES[name]}
+    deepest = len(inputs.layers) if config.max_layer is None else config.max_layer
+    found = [
+        feature
+        for feature in inputs.features
+        if feature.site in sites
+        and feature.width <= WIDEST
+        and inputs.layers.index(feature.layer) <= deepest
+    ]
+    allowed = config.max_neurons or sys.maxsize
+    return found if sum(feature.width for feature in found) <= allowed else []
+
+
+def stack_depths(inputs: Inputs) -> list[int]:
+    """Depths for stacks, evenly spread."""
+    features = stack_features(inputs)
+    deepest = max((inputs.layers.index(feature.layer) for feature in features), default=-1)
+    spread = np.linspace(deepest / DEPTHS, deepest, DEPTHS).round().astype(int)
+    return np.unique(spread).tolist() if features else []
+
+
+def fold_count(inputs: Inputs) -> int:
+    """Folds of the cross-validation; 0: none."""
+    config, n_val = inputs.config, len(inputs.rows["val"])
+    smallest = int(np.bincount(inputs.codes[inputs.search_rows]).min())
+    if config.cv is not None:
+        if config.cv == 1 or config.cv > smallest:
+            raise UsageError(
+                f"--cv {config.cv}: from 2 to {smallest} (rows of the rarest class), or 0 for none"
+            )
+        return config.cv
+    rows = len(inputs.search_rows)
+    if n_val >= CV_VAL_ROWS or rows > CV_MAX_ROWS or smallest < CV_FOLDS:
+        return 0
+    return CV_FOLDS if rows <= CV_FEW_ROWS else CV_FEW_FOLDS
+
+
+def cross_validate(
+    reader: Reader, inputs: Inputs, tried: list[Judged], folds: int, step: Any
+) -> list[Judged]:
+    """Judge the best of each kind out of fold, then what lies around the best of these."""
+    split, config = inputs.split, inputs.config
+    crossing = Folds(reader, split, folds, config.workers, config.seed, inputs.groups)
+    full = config.search is Search.FULL
+    some = finalists(tried, split, None if full else FAST_FINALISTS)
+    crossed = crossing.judge(some, step)
+    best = best_of(crossed, split.codes, split.metric).main
+    most = max(config.max_cells // len(split.train), 1)
+    if config.max_neurons is not None:
+        most = min(most, config.max_neurons)
+    near = {
+        choice: some[best.choice] if full else (best.strength,)
+        for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
+        if choice not in some and 0 < reader.count([choice]) <= most
+    }
+    return crossed + crossing.judge(near, step)
+
+
+def _possible(config: TrainConfig, sites: set[Site]) -> TrainConfig:
+    kept = tuple(name for name in config.sites if set(SITES[name]) <= sites)
+    if not kept:
+        raise UsageError(f"--site {','.join(config.sites)}: the activations have no such site")
+    return replace(config, sites=kept)

@@ -1,0 +1,166 @@
+"""All neurons of all matrices in one head, by way of one output for each matrix.
+
+A ridge regression on every (layer, site, pooling) gives out-of-fold outputs, and a logistic
+regression on these outputs weighs the matrices (stacked generalisation, Wolpert 1992). Both are
+linear, so that the whole is one linear head; and as the outputs of a matrix do not depend on the
+other layers, heads of every depth come from the same regressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from spin_cli import metrics, probe
+from spin_cli.activations import Feature
+from spin_cli.config import ClassWeight, worker_count
+from spin_cli.training.folds import fold_rows
+from spin_cli.training.pick import Judged, Linear, Part
+from spin_cli.training.ridge import Ridge, fit_ridge, targets
+from spin_cli.training.search import Split
+from spin_cli.training.table import SITES, Choice, Reader
+
+FOLDS = 5
+WIDEST = 4096
+"""Matrices of more columns are left to the masks: the cost grows with the square."""
+DEPTHS = 8
+STRENGTHS = (0.1, 0.01, 1e-3, 1e-4)
+"""Penalties on the matrices' standardised outputs, as shares of the rows."""
+TOL = 1e-3
+F64 = NDArray[np.float64]
+
+
+def fit_stacks(
+    reader: Reader,
+    features: Sequence[Feature],
+    split: Split,
+    groups: NDArray[np.int64] | None,
+    *,
+    judge: NDArray[np.intp] | None,
+    depths: Sequence[int],
+    seed: int,
+    workers: int,
+    step: Callable[[], None] = lambda: None,
+) -> list[Judged]:
+    """Fit a stack of each of *depths* to train rows.
+
+    Parameters
+    ----------
+    features : matrices to use
+    split : its train rows are fitted
+    groups : (N,) near-duplicates, kept within a fold; as rows in ``split.codes``
+    judge : rows to judge by, not among the train rows; None: the train rows, out of fold
+    depths : positions of the last layers
+
+    Returns
+    -------
+    Heads, each with its weights.
+    """
+    rows = split.train
+    codes = split.codes[rows]
+    weight = np.ones(len(rows))
+    if split.class_weight is ClassWeight.BALANCED:
+        weight = probe.balanced_weights(codes, split.n_classes)
+    fold = fold_rows(codes, FOLDS, seed, None if groups is None else groups[rows])
+    Y = targets(codes, split.n_classes)
+
+    def one(feature: Feature) -> tuple[Feature, Ridge, F64] | None:
+        values = reader.whole(feature)
+        fit = fit_ridge(values[rows], Y, weight, fold)
+        step()
+        if fit is None:
+            return None
+        others = values[:0] if judge is None else values[judge]
+        return feature, fit, others.astype(np.float64) @ fit.weight.T + fit.bias
+
+    with threadpool_limits(1), ThreadPoolExecutor(worker_count(workers)) as pool:
+        try:
+            levels = [found for found in pool.map(one, features) if found is not None]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        place = {name: at for at, name in enumerate(reader.layers)}
+        within = [[lv for lv in levels if place[lv[0].layer] <= depth] for depth in depths]
+        jobs = [(d, lv) for d, lv in zip(depths, within, strict=True) if lv]
+        return list(pool.map(lambda job: _join(*job, split, Y, weight, fold, judge), jobs))
+
+
+def _join(
+    depth: int,
+    levels: Sequence[tuple[Feature, Ridge, F64]],
+    split: Split,
+    Y: NDArray[np.float32],
+    weight: F64,
+    fold: NDArray[np.int64],
+    judge: NDArray[np.intp] | None,
+) -> Judged:
+    """Weigh the matrices, output by output."""
+    inside = np.stack([fit.out_of_fold for _, fit, _ in levels], 2)
+    outside = np.stack([others for _, _, others in levels], 2)
+    joined = [
+        _weigh(inside[:, k], (Y[:, k] > 0).astype(np.int64), weight, fold)
+        for k in range(Y.shape[1])
+    ]
+    shares = np.stack([fit.coef[0] for fit, _, _ in joined]).astype(np.float64)
+    bias = np.array([fit.intercept[0] for fit, _, _ in joined])
+    total = [
+        share[:, None] * fit.weight for share, (_, fit, _) in zip(shares.T, levels, strict=True)
+    ]
+    z = np.stack([out for _, out, _ in joined], 1)
+    if judge is not None:
+        z = np.einsum("nkm,km->nk", outside, shares) + bias
+    features = tuple(feature for feature, _, _ in levels)
+    head = np.hstack(total).astype(np.float32)
+    bias += sum(s * fit.bias for s, (_, fit, _) in zip(shares.T, levels, strict=True))
+    part = Part(_choice(features, depth), joined[0][2])
+    probs = metrics.probabilities(z, split.n_classes)
+    return Judged((part,), head.shape[1], probs, Linear(features, head, bias))
+
+
+def _choice(features: Sequence[Feature], depth: int) -> Choice:
+    """What some matrices are, in words."""
+    sites = {feature.site for feature in features}
+    poolings = tuple(dict.fromkeys(feature.pooling for feature in features))
+    site = next(name for name, members in SITES.items() if sites <= set(members))
+    return Choice(site, poolings, 1.0, depth)
+
+
+def _weigh(
+    Z: NDArray[np.float32], y: NDArray[np.int64], weight: F64, fold: NDArray[np.int64]
+) -> tuple[probe.Fit, F64, float]:
+    """Logistic regression on the outputs of the matrices.
+
+    Returns
+    -------
+    The fit to all rows, on Z as it is; logits (N,) out of fold; the strength.
+    """
+    standard = probe.standardise(Z)
+    best: tuple[float, F64, float] | None = None
+    for strength in STRENGTHS:
+        out = np.empty(len(y))
+        for k in range(int(fold.max()) + 1):
+            fit = _logistic(standard.X, y, weight, strength, fold != k)
+            out[fold == k] = fit.logits(standard.X[fold == k])[:, 0]
+        loss = float(weight @ np.logaddexp(0.0, np.where(y == 1, -out, out)))
+        if best is not None and loss > best[0]:
+            break
+        best = loss, out, strength
+    assert best is not None
+    fit = _logistic(standard.X, y, weight, best[2], np.ones(len(y), bool))
+    coef, intercept = probe.fold_back(fit, standard)
+    return probe.Fit(coef, intercept, 1.0, 0.0, 0.0, 0, True), best[1], best[2]
+
+
+def _logistic(
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    weight: F64,
+    strength: float,
+    rows: NDArray[np.bool_],
+) -> probe.Fit:
+    w = weight[rows]
+    return probe.fit(X[rows], y[rows], 2, l1=0.0, l2=strength * w.sum(), sample_weight=w, tol=TOL)
