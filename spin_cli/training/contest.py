@@ -46,14 +46,18 @@ FAST_FINALISTS = 6
 def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     """Choose what the head reads and its penalty; test rows are not within reach.
 
-    A coarse grid is judged on val rows, then what lies around its best. Where these rows are few,
-    the best of each kind are judged again by cross-validation, with the neurons of each fold
-    selected anew, and what lies around the best of them.
+    A coarse grid of masks is judged on val rows, then what lies around its best. Where these rows
+    are few, the best of each kind are judged again by cross-validation, with the neurons of each
+    fold selected anew, and what lies around the best of them. Blends of these and stacks of whole
+    matrices join them.
     """
     poolings = list(dict.fromkeys(feature.pooling for feature in inputs.features))
     config = _possible(inputs.config, {feature.site for feature in inputs.features})
     split, n_layers, folds = inputs.split, len(inputs.layers), fold_count(inputs)
-    first = first_choices(config, poolings, n_layers)
+    groups = pooling_groups(poolings)
+    if config.search is Search.FAST and stack_features(inputs):
+        groups = groups[: len(poolings)]  # a stack has them side by side for less
+    first = first_choices(config, groups, n_layers)
     done, total = 0, len(first) + 12 + 18 * folds + len(stack_features(inputs))
 
     def step() -> None:
@@ -62,7 +66,7 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
         progress("train", min(done, total), total)
 
     tried: list[Judged] = []
-    for group in pooling_groups(poolings):  # only the columns of one group in memory at a time
+    for group in groups:  # only the columns of one group in memory at a time
         part = [choice for choice in first if choice.poolings == group]
         tried += try_all(part, reader, split, config, step)
         reader.forget()
@@ -79,10 +83,10 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     y = split.codes if folds else y_val
     judged = crossed if folds else tried
     most = config.max_neurons or sys.maxsize
-    judged += stacks(reader, inputs, whole=bool(folds), depths=stack_depths(inputs), step=step)
     judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
-    best = best_of(judged, y, split.metric)
     reader.forget()
+    judged += stacks(reader, inputs, whole=bool(folds), depths=stack_depths(inputs), step=step)
+    best = best_of(judged, y, split.metric)
     progress("train", total, total)
     evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")
     refit = bool(folds) if config.refit is None else config.refit

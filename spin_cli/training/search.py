@@ -169,7 +169,9 @@ def pooling_groups(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
     return [*alone, tuple(poolings)] if len(poolings) > 1 else alone
 
 
-def first_choices(config: TrainConfig, poolings: Sequence[Pooling], n_layers: int) -> list[Choice]:
+def first_choices(
+    config: TrainConfig, groups: Sequence[tuple[Pooling, ...]], n_layers: int
+) -> list[Choice]:
     """A coarse grid over everything."""
     deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
     depths = np.unique(
@@ -178,7 +180,7 @@ def first_choices(config: TrainConfig, poolings: Sequence[Pooling], n_layers: in
     etas = [eta for eta in FIRST_ETAS if eta in config.etas] or list(config.etas)[-2:]
     return [
         Choice(site, group, eta, int(depth))
-        for group in pooling_groups(poolings)
+        for group in groups
         for site in config.sites
         for eta in etas
         for depth in (depths if deepest else [0])
