@@ -207,6 +207,7 @@ def test_near_duplicates_are_what_a_search_of_all_pairs_finds():
     same = np.equal.outer(np.array(groups), np.array(groups))
     np.testing.assert_array_equal(np.equal.outer(found, found), same)
     assert len(set(groups)) < 70
+    assert near_duplicates(["one text of six words here", "another"]).tolist() == [0, 1]
 
 
 def test_a_phrase_that_stands_in_every_text_joins_none():

@@ -69,8 +69,9 @@ def _components(
     total = np.bincount(owner, minlength=n_texts)
     _, run, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     common = ((sizes > 1) & (sizes <= BOILERPLATE))[run]
-    has = csr_matrix((np.ones(common.sum(), np.int32), (owner[common], run[common])))
-    has.resize(n_texts, len(sizes))
+    has = csr_matrix(
+        (np.ones(common.sum(), np.int32), (owner[common], run[common])), (n_texts, len(sizes))
+    )
     shared = (has @ has.T).tocoo()
     joined = shared.data >= SHARE * np.minimum(total[shared.row], total[shared.col])
     edges = coo_matrix(
