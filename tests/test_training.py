@@ -386,7 +386,7 @@ def test_a_blend_is_the_mean_of_logits_and_better_than_its_parts():
     y = rng.integers(0, 2, 2000)
     items = [judged(sure(y, 0.8, rng), depth) for depth in (2, 3, 5)]
     useless = judged(sure(1 - y, 0.8, rng), 4)
-    found = blends([*items, useless], y, lambda choices: 10 * len(choices))
+    found = blends([*items, useless], y, lambda *choices: 10 * len(choices))
     assert [item.depth for item in found] == [3, 5]
     best = found[-1]
     assert {part.choice.depth for part in best.parts} == {2, 3, 5}
@@ -408,8 +408,8 @@ def test_a_blend_becomes_one_linear_head_on_the_union_of_neurons(tmp_path):
     inputs = SimpleNamespace(split=split)
     small, large = (Choice("ffn", (Pooling.MEAN,), eta, 1) for eta in (0.3, 1.0))
     parts = (Part(small, 0.1, 0.75), Part(large, 0.3, 0.25))
-    count = reader.count([small, large])
-    assert count == reader.count([large]) > reader.count([small])
+    count = reader.count(small, large)
+    assert count == reader.count(large) > reader.count(small)
     found = Found(Judged(parts, count, np.empty(0)), [], [], None, False)
     weights = stage.fit_final(reader, inputs, found)
     z = reader.gather(small, large).astype(np.float64) @ weights.weight.T + weights.bias

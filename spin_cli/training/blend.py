@@ -22,7 +22,7 @@ GAIN = 3e-4
 
 
 def blends(
-    judged: Sequence[Judged], y: NDArray[np.int64], count: Callable[[Sequence[Choice]], int]
+    judged: Sequence[Judged], y: NDArray[np.int64], count: Callable[..., int]
 ) -> list[Judged]:
     """For each depth the blend of heads that are no deeper, where several do better than one.
 
@@ -40,7 +40,7 @@ def blends(
         parts = _parts(chosen)
         if len(parts) == 1 or max(part.choice.depth for part in parts) < depth:
             continue
-        neurons = count([part.choice for part in parts])
+        neurons = count(*(part.choice for part in parts))
         probs = mean_probs([item.probs for item in chosen], [1 / len(chosen)] * len(chosen))
         found.append(Judged(parts, neurons, probs))
     return found

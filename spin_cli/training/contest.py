@@ -170,7 +170,7 @@ def cross_validate(
     near = {
         choice: some[best.choice] if full else (best.strength,)
         for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
-        if choice not in some and 0 < reader.count([choice]) <= most
+        if choice not in some and 0 < reader.count(choice) <= most
     }
     return crossed + crossing.judge(near, step)
 

@@ -87,7 +87,7 @@ class Folds:
                 self._rank(k, strengths)
                 self._fit(k, strengths, probs, step)
         count = self.reader.count
-        return [Judged((Part(c, s),), count([c]), found) for (c, s), found in probs.items()]
+        return [Judged((Part(c, s),), count(c), found) for (c, s), found in probs.items()]
 
     def _fit(
         self,

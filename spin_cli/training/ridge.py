@@ -17,7 +17,8 @@ from spin_cli import probe
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03)
 """Times the rows' total weight, and times columns / 1,000 where there are more."""
-F32, F64 = NDArray[np.float32], NDArray[np.float64]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def try_all(
         most = min(most, config.max_neurons)
 
     def one(choice: Choice) -> Judged | None:
-        count = reader.count([choice])
+        count = reader.count(choice)
         found = None
         if 0 < count <= most:
             fitted = fit_columns(reader.gather(choice), split)

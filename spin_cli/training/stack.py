@@ -86,7 +86,9 @@ def fit_stacks(
         place = {name: at for at, name in enumerate(reader.layers)}
         within = [[lv for lv in levels if place[lv[0].layer] <= depth] for depth in depths]
         jobs = [(d, lv) for d, lv in zip(depths, within, strict=True) if lv]
-        return list(pool.map(lambda job: _join(*job, split, Y, weight, fold, judge), jobs))
+        return list(
+            pool.map(lambda job: _join(job[0], job[1], split, Y, weight, fold, judge), jobs)
+        )
 
 
 def _join(
@@ -99,8 +101,8 @@ def _join(
     judge: NDArray[np.intp] | None,
 ) -> Judged:
     """Weigh the matrices, output by output."""
-    inside = np.stack([fit.out_of_fold for _, fit, _ in levels], 2)
-    outside = np.stack([others for _, _, others in levels], 2)
+    inside: NDArray[np.float32] = np.stack([fit.out_of_fold for _, fit, _ in levels], 2)
+    outside: F64 = np.stack([others for _, _, others in levels], 2)
     joined = [
         _weigh(inside[:, k], (Y[:, k] > 0).astype(np.int64), weight, fold)
         for k in range(Y.shape[1])

@@ -119,7 +119,7 @@ class Reader:
                 widest[item.feature] = max(count, widest.get(item.feature, 0))
         return [(self.ranked[f], widest[f]) for f in self.ranked if f in widest]
 
-    def count(self, choices: Sequence[Choice]) -> int:
+    def count(self, *choices: Choice) -> int:
         """How many columns *choices* read together."""
         return sum(count for _, count in self.union(choices))
 
