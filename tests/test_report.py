@@ -317,6 +317,19 @@ def test_a_head_of_several_labels_is_refused(run, tmp_path):
         sources.read_run(folder)
 
 
+def test_metrics_of_another_program_are_refused(run, tmp_path):
+    folder = tmp_path / "head"
+    shutil.copytree(run / "head", folder)
+    known = artifacts.read_json(folder / METRICS)
+    manifest = artifacts.read_json(folder / artifacts.MANIFEST)
+    for wrong in ({}, [], known | {"metric": "beauty"}, known | {"spin": {"test": {}}}):
+        artifacts.write_json(folder / METRICS, wrong)
+        content = {k: manifest[k] for k in ("request", "parent", "classes")}
+        artifacts.write_manifest(folder, "head", content)
+        with pytest.raises(ArtifactError, match="not what `spin train` writes"):
+            sources.read_run(folder)
+
+
 def test_a_missing_library_is_named_with_the_command(monkeypatch):
     import sys
 

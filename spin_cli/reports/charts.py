@@ -13,6 +13,8 @@ from spin_cli.reports.drawing import COLOURS, SERIES, plain
 
 MARKERS = ("o", "s", "^", "D")
 BINS = 28
+HEADROOM = 1.45
+"""Height of a panel that has names in its corner, in heights of what is drawn."""
 DARK = 0.7
 """Share of full colour from which letters on it have the paper's colour."""
 
@@ -120,7 +122,7 @@ def two_densities(
             fontsize=9,
         )
     axes.set_xlim(low, high)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, HEADROOM * axes.get_ylim()[1] if names else None)
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)

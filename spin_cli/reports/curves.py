@@ -23,7 +23,7 @@ from spin_cli.training.table import Choice, Reader
 
 MOST_DEPTHS = 12
 MOST_CELLS = 12_000_000
-"""Training rows times neurons of the largest head: of more rows a part is taken."""
+"""Training rows times weights of the largest head: of more rows a part is taken."""
 FEWEST_ROWS = 1_000
 Step = Callable[[], None]
 
@@ -151,7 +151,8 @@ def _depths(layers: int, chosen: int) -> list[int]:
 def _fewer_rows(inputs: Inputs, neurons: int) -> Inputs:
     """A part of the training rows, every class in proportion, where all of them would take long."""
     rows = inputs.rows["train"]
-    wanted = max(FEWEST_ROWS, MOST_CELLS // max(1, neurons))
+    outputs = 1 if len(inputs.classes) == 2 else len(inputs.classes)
+    wanted = max(FEWEST_ROWS, MOST_CELLS // max(1, neurons * outputs))
     if len(rows) <= wanted:
         return inputs
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from spin_cli.reports.charts import MARKERS, Line, every, heat, lines
 from spin_cli.reports.drawing import SERIES, Figure, Table, draw
-from spin_cli.reports.sources import LeftOut, Run
+from spin_cli.reports.sources import METRIC_NAMES, LeftOut, Run
 
 MOST_TICKS = 14
 
@@ -37,7 +37,8 @@ def draw_probes(run: Run, files: bool) -> Figure:
         axes = canvas.subplots()
         lines(axes, series)
         layer_axis(axes, run.layers)
-        axes.set_ylabel(f"{run.selection().manifest['metric']} on val")
+        metric = run.selection().manifest["metric"]
+        axes.set_ylabel(f"{METRIC_NAMES.get(metric, metric)} on val")
 
     rows = [
         [r["layer"], r["site"], r["pooling"], f"{float(r['val_score']):.4f}",

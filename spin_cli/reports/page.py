@@ -61,6 +61,9 @@ def render(content: Content) -> str:
         options=_options(run),
         classes=run.classes,
         examples=content.examples,
+        marked=any(
+            mark.level for _, found in content.examples for item in found for mark in item.marks
+        ),
         mistakes=content.mistakes,
         left_out=content.left_out,
         notes=[*content.notes, *(_sentence(note) for note in run.metrics["notes"])],

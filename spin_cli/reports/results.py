@@ -29,16 +29,19 @@ COLUMNS = {
 }
 MOST_NUMBERED, MOST_SHOWN, MOST_CONFUSIONS = 8, 24, 15
 MOST_ERRORS, TEXT_CHARS = 12, 320
+MOST_CLASSES = 100
 
 
 def results_table(run: Run) -> Table:
     """Every classifier's scores on unseen rows, with intervals where there are some."""
-    rows = []
-    for key, name in NAMES.items():
-        scores = run.metrics.get(key, {}).get(_split_of(run, key))
-        if scores is not None:
-            rows.append([name, *[_sure(scores, column) for column in COLUMNS]])
-    return Table(["", *COLUMNS.values()], rows)
+    found = {
+        name: scores
+        for key, name in NAMES.items()
+        if (scores := run.metrics.get(key, {}).get(_split_of(run, key))) is not None
+    }
+    kept = [key for key in COLUMNS if any(key in scores for scores in found.values())]
+    rows = [[name, *[_sure(scores, key) for key in kept]] for name, scores in found.items()]
+    return Table(["", *[COLUMNS[key] for key in kept]], rows)
 
 
 def _split_of(run: Run, key: str) -> str:
@@ -126,14 +129,17 @@ def verdict(run: Run) -> str | None:
 
 
 def class_table(run: Run) -> Table:
-    """Precision, recall and F1 of each class."""
+    """Precision, recall and F1 of each class, or of the most frequent."""
     scores = run.metrics["spin"][run.unseen]["per_class"]
     shown = dict(zip(run.head.classes, run.classes, strict=True))
+    listed = [(shown[name], of_class) for name, of_class in scores.items() if name in shown]
+    if len(listed) > MOST_CLASSES:
+        listed = sorted(listed, key=lambda pair: -pair[1]["rows"])[:MOST_CLASSES]
+    keys = ("precision", "recall", "f1")
     return Table(
         ["class", "precision", "recall", "F1", "rows"],
-        [[shown[name], *[f"{c[key]:.3f}" for key in ("precision", "recall", "f1")], c["rows"]]
-         for name, c in scores.items() if name in shown],
-    )  # fmt: skip
+        [[name, *[f"{c[key]:.3f}" for key in keys], c["rows"]] for name, c in listed],
+    )
 
 
 def draw_confusion(run: Run, files: bool) -> Figure:

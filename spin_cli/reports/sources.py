@@ -216,13 +216,23 @@ def read_run(path: Path) -> Run:
             f"{folder}: gives several labels to a text; a report shows heads of one label"
         )
     chain = list(_parents(trained))
-    return Run(
+    run = Run(
         trained,
         load_head(folder),
         artifacts.read_json(folder / METRICS),
         chain[0] if chain else None,
         chain[1] if len(chain) > 1 else None,
     )
+    try:
+        known = run.metrics["spin"][run.unseen]["confusion"], run.metric, run.choice
+        if np.shape(known[0]) != (len(run.classes),) * 2:
+            raise ValueError("its confusion matrix is not one of the head's classes")
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ArtifactError(
+            f"{folder / METRICS}: not what `spin train` writes ({error})",
+            "Make the head again: spin train … --force",
+        ) from error
+    return run
 
 
 def _parents(child: Artifact) -> Iterator[Artifact]:

@@ -69,6 +69,8 @@ def report(
     check_installed()
     run = read_run(source)
     _check_vacant([output], force)
+    if config.figures and config.figures.exists() and not config.figures.is_dir():
+        raise ArtifactError(f"{config.figures}: is a file, where a folder was expected")
     work = _Work(run, config, progress)
     figures = work.figures()
     content = page.Content(
