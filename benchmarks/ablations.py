@@ -29,8 +29,9 @@ from spin_cli.metrics import score_function
 from spin_cli.probe import standardise
 from spin_cli.probe.reference import fit_reference
 
-PLAIN = TrainConfig(cv=0)
-"""Choices on val rows alone: many heads are trained, and only they are compared."""
+PLAIN = TrainConfig(cv=0, masks_only=True)
+"""Choices on val rows alone: many heads are trained, and only they are compared. What is asked is
+what masks do."""
 SHOTS, SEEDS = (8, 32, 128, 512), (0, 1, 2)
 FEW_NEURONS = (100, 1000)
 Points = list[dict[str, Any]]

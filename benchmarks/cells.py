@@ -150,7 +150,7 @@ def _parameters(head: Path) -> int:
 
 def reference(work: Work) -> dict[str, Any]:
     """The paper's recipe: saga probes, an L1 head, choices on val rows alone; mean pooling."""
-    config = TrainConfig(penalty=Penalty.L1, cv=0, refit=False)
+    config = TrainConfig(penalty=Penalty.L1, cv=0, refit=False, masks_only=True)
     return spin(work, config, Solver.REFERENCE)
 
 

@@ -305,6 +305,8 @@ class TrainConfig:
     max_cells: int = 120_000_000
     """Training rows times neurons of the largest head tried: bounds time and memory."""
     search: Search = Search.FAST
+    masks_only: bool = False
+    """Only heads on selected neurons: neither blends nor stacks."""
     cv: int | None = None
     """Folds of the cross-validated choice; 0: val rows alone; None: `CV_FOLDS`, or for many rows
     `CV_FEW_FOLDS`, where val has under `CV_VAL_ROWS` rows and train and val together no more than

@@ -38,7 +38,7 @@ FIGURES = (
     "results", "compute", "parameters", "depth", "latency", "eta", "probes", "salient", "neurons",
     "margins", "confusion", "reliability",
 )  # fmt: skip
-PLAIN = TrainConfig(cv=0)
+PLAIN = TrainConfig(cv=0, masks_only=True)
 NO_MODEL = ReportConfig(use_model=False)
 
 
@@ -341,7 +341,7 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch):
 
 def test_without_a_test_split_nothing_is_said_of_rows_the_head_was_fitted_to(run, tmp_path):
     data = write_data(tmp_path / "data", ("train", "val"))
-    config = TrainConfig(head=HeadKind.MLP, refit=True, cv=0)
+    config = TrainConfig(head=HeadKind.MLP, refit=True, cv=0, masks_only=True)
     folder = make_run(data, tmp_path / "run", config)
     summary = reports.report(folder, tmp_path / "page.html", NO_MODEL)
     left = {item["what"]: item["why"] for item in summary["left_out"]}

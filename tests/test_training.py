@@ -19,6 +19,7 @@ from spin_cli.activations import Feature
 from spin_cli.config import (
     Calibration,
     ClassWeight,
+    HeadKind,
     Metric,
     Penalty,
     Pooling,
@@ -27,7 +28,7 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import DataError, UsageError
-from spin_cli.training import baselines, calibration, duplicates, mlp, search, stage
+from spin_cli.training import baselines, calibration, contest, duplicates, mlp, search, stage
 from spin_cli.training.blend import blends
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.duplicates import near_duplicates
@@ -490,3 +491,23 @@ def test_a_stack_sees_nothing_in_noise(tmp_path):
         reader, list(reader.ranked), split, None, judge=None, depths=[1], seed=0, workers=1
     )
     assert abs(metrics.auroc(codes, found.probs[:, 1]) - 0.5) < 0.15
+
+
+def test_stacks_read_what_the_options_allow():
+    layers = ("layer_00", "layer_01", "layer_02")
+    features = tuple(
+        Feature(layer, site, Pooling.MEAN, 9000 if layer == "layer_02" and site is Site.FFN else 10)
+        for layer in layers
+        for site in (Site.HIDDEN, Site.FFN)
+    )
+
+    def read(**options):
+        inputs = SimpleNamespace(features=features, layers=layers, config=TrainConfig(**options))
+        found = [(f.layer[-1], f.site.value[0]) for f in contest.stack_features(inputs)]
+        return [a + b for a, b in found], contest.stack_depths(inputs)
+
+    assert read() == (["0h", "0f", "1h", "1f", "2h"], [0, 1, 2])  # 9,000 columns are too many
+    assert read(sites=("hidden",), max_layer=1) == (["0h", "1h"], [0, 1])
+    assert read(max_neurons=50)[0] == read()[0] and read(max_neurons=49) == ([], [])
+    for other in ({"masks_only": True}, {"penalty": Penalty.L1}, {"head": HeadKind.MLP}):
+        assert read(**other) == ([], [])

@@ -189,6 +189,12 @@ HeadPenalty = Annotated[Penalty, typer.Option("--penalty", help="On the head's w
 ClassWeights = Annotated[
     ClassWeight, typer.Option("--class-weight", help="balanced: every class counts the same.")
 ]
+MasksOnly = Annotated[
+    bool,
+    typer.Option(
+        "--masks-only", help="Only heads on the neurons of `select`: no blends, no stacks."
+    ),
+]
 Refit = Annotated[
     bool | None,
     typer.Option(

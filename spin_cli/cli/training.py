@@ -44,6 +44,7 @@ def train(
         int | None, typer.Option("--max-neurons", min=1, help="Most neurons allowed.")
     ] = None,
     search: o.SearchBudget = Search.FAST,
+    masks_only: o.MasksOnly = False,
     cv: o.Folds = None,
     head: o.KindOfHead = HeadKind.LOGISTIC,
     penalty: o.HeadPenalty = Penalty.L2,
@@ -75,8 +76,8 @@ def train(
         raise UsageError(f"--site {site}: expected some of hidden, ffn, gate, both")
     config = TrainConfig(
         metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
-        max_neurons=max_neurons, search=search, cv=cv, head=head, penalty=penalty,
-        class_weight=class_weight, refit=refit, calibration=calibration,
+        max_neurons=max_neurons, search=search, masks_only=masks_only, cv=cv, head=head,
+        penalty=penalty, class_weight=class_weight, refit=refit, calibration=calibration,
         positive_label=positive_label, target_precision=target_precision,
         target_recall=target_recall, abstain_below=abstain_below,
         target_accuracy=target_accuracy, oof=oof, workers=workers, seed=seed,

@@ -83,7 +83,8 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     y = split.codes if folds else y_val
     judged = crossed if folds else tried
     most = config.max_neurons or sys.maxsize
-    judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
+    if not config.masks_only:
+        judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
     reader.forget()
     judged += stacks(reader, inputs, whole=bool(folds), depths=stack_depths(inputs), step=step)
     best = best_of(judged, y, split.metric)
@@ -115,7 +116,8 @@ def stacks(
 def stack_features(inputs: Inputs) -> list[Feature]:
     """The matrices that a stack may use; none where the options ask for something else."""
     config = inputs.config
-    if config.head is not HeadKind.LOGISTIC or config.penalty is not Penalty.L2:
+    other = config.head is not HeadKind.LOGISTIC or config.penalty is not Penalty.L2
+    if other or config.masks_only:
         return []
     sites = {site for name in config.sites for site in SITES[name]}
     deepest = len(inputs.layers) if config.max_layer is None else config.max_layer
