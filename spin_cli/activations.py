@@ -217,8 +217,9 @@ def write_samples(
     path: Path,
     *,
     ids: Iterable[str],
-    labels: NDArray[np.int32],
+    labels: NDArray[Any],
     classes: Sequence[str],
+    separator: str | None = None,
     splits: NDArray[np.uint8],
     n_tokens: NDArray[np.int32],
     truncated: NDArray[np.bool_],
@@ -226,6 +227,12 @@ def write_samples(
     """Write what is known of each row; row *i* here is row *i* in every layer file.
 
     Strings are written block by block, so *ids* may be a stream of any length.
+
+    Parameters
+    ----------
+    labels : (N,) index into *classes*; or, with a *separator*, (N, L), 1 where a label applies
+        An indicator becomes the dataset ``labels`` (uint8, attribute ``names``), beside the text
+        of ``label``, in which names are joined.
     """
     text = h5py.string_dtype("utf-8")
     count = len(labels)
@@ -235,10 +242,22 @@ def write_samples(
         columns = [file.create_dataset(name, (count,), text) for name in ("id", "label", "split")]
         for rows in blocks:
             columns[0][rows] = list(islice(stream, STRING_ROWS))
-            columns[1][rows] = np.array(classes, object)[labels[rows]]
+            columns[1][rows] = _label_text(labels[rows], classes, separator)
             columns[2][rows] = np.array(SPLITS, object)[splits[rows]]
         file.create_dataset("n_tokens", data=n_tokens)
         file.create_dataset("truncated", data=truncated)
+        if separator is not None:
+            several = file.create_dataset("labels", data=labels.astype(np.uint8))
+            several.attrs["names"] = np.array(classes, object)
+
+
+def _label_text(
+    labels: NDArray[Any], classes: Sequence[str], separator: str | None
+) -> NDArray[np.object_]:
+    names = np.array(classes, object)
+    if separator is None:
+        return np.asarray(names[labels])
+    return np.array([separator.join(names[row > 0]) for row in labels], object)
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -253,6 +272,8 @@ class Samples:
     splits: NDArray[np.object_]
     n_tokens: NDArray[np.int32]
     truncated: NDArray[np.bool_]
+    indicator: NDArray[np.uint8] | None = None
+    """(N, L), 1 where a label applies, if rows have any number of them."""
 
     def rows(self, split: str) -> NDArray[np.intp]:
         """Row numbers of a split."""
@@ -278,14 +299,52 @@ def read_samples(folder: Path) -> Samples:
         try:
             text = {name: file[name].asstr()[:] for name in ("id", "label", "split")}
             samples = Samples(
-                text["id"], text["label"], text["split"], file["n_tokens"][:], file["truncated"][:]
-            )
+                text["id"], text["label"], text["split"], file["n_tokens"][:], file["truncated"][:],
+                file["labels"][:] if "labels" in file else None,
+            )  # fmt: skip
         except (KeyError, TypeError, OSError, UnicodeDecodeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not the samples file of spin ({error})") from error
     lengths = {len(samples.ids), len(samples.labels), len(samples.splits), len(samples.n_tokens)}
     if len(lengths) != 1 or not set(samples.splits) <= set(SPLITS):
         raise ArtifactError(f"{path}: its columns do not agree")
     return samples
+
+
+def separator_of(manifest: dict[str, Any]) -> str | None:
+    """What stands between the labels of a row, by an activations manifest; None: one label."""
+    found = manifest["request"]["options"]["data"].get("label_separator")
+    return None if found is None else str(found)
+
+
+def read_targets(folder: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArray[np.int64]]:
+    """The samples of an activations folder, and what is to be learned.
+
+    Returns
+    -------
+    Samples
+    array, (N,) class codes, or (N, L), 1 where a label applies
+
+    Raises
+    ------
+    ArtifactError
+        The samples are not those that the manifest tells of.
+    """
+    samples = read_samples(folder)
+    wrong = ArtifactError(f"{folder / SAMPLES}: does not agree with the manifest")
+    classes = manifest["classes"]
+    if len(samples.labels) != manifest["counts"]["rows"]:
+        raise wrong
+    if separator_of(manifest) is None:
+        codes_of = {name: code for code, name in enumerate(classes)}
+        if not set(samples.labels) <= set(codes_of):
+            raise wrong
+        return samples, np.array([codes_of[label] for label in samples.labels], np.int64)
+    found = samples.indicator
+    if found is None or found.shape != (len(samples.labels), len(classes)):
+        raise wrong
+    if found.dtype != np.uint8 or found.max(initial=0) > 1:
+        raise wrong
+    return samples, found.astype(np.int64)
 
 
 def read_matrix(

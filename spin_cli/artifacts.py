@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from spin_cli.config import SPARSE
 from spin_cli.errors import ArtifactError
 
 try:
@@ -62,7 +63,12 @@ def _digest(file: Any) -> str:
 def to_plain(value: Any) -> Any:
     """Dataclasses, enums, paths and tuples as what JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+        pairs = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {
+            field.name: to_plain(item)
+            for field, item in pairs
+            if item is not None or SPARSE not in field.metadata
+        }
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -197,8 +197,14 @@ MAX_OVERLAP = 0.9
 CV_FOLDS, CV_FEW_ROWS, CV_FEW_FOLDS = 5, 5_000, 3
 """Folds of a cross-validated choice, and with more rows than so many."""
 CV_VAL_ROWS, CV_MAX_ROWS = 1_000, 20_000
+MAX_SEPARATOR = 16
 MAX_TEXT_CHARS = 2_000_000
 """A longer text is refused: it is a file in one field, most likely a broken quote."""
+
+
+SPARSE = "sparse"
+"""Mark of an option that came later: manifests hold it only where it is set, so that those of older
+versions, and all others, stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,8 @@ class DataConfig:
     val_fraction: float = 0.1
     """Share of train that becomes val where no val file is given."""
     seed: int = 0
+    label_separator: str | None = field(default=None, metadata={SPARSE: True})
+    """Stands between the labels of a row, of which there may be any number; None: one label."""
 
 
 @dataclass(frozen=True)
@@ -349,6 +357,8 @@ class PredictConfig:
     device: str = "auto"
     batch_tokens: int | None = None
     evaluate: bool = False
+    label_separator: str | None = None
+    """Stands between a row's labels, in and out; None: as the head was trained."""
     output: Path | None = None
     keep_columns: bool = False
     """Carry the input's columns through."""
@@ -387,8 +397,10 @@ def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """
     hints = get_type_hints(kind)
     made = {}
-    for name in [field.name for field in fields(kind)]:  # type: ignore[arg-type]
-        value, kinds = values[name], get_args(hints[name]) or (hints[name],)
+    for each in fields(kind):  # type: ignore[arg-type]
+        name = each.name
+        value = values.get(name, each.default) if SPARSE in each.metadata else values[name]
+        kinds = get_args(hints[name]) or (hints[name],)
         enums = [member for member in kinds if issubclass(member, Enum)]
         if enums and value is not None:
             value = enums[0](value)

@@ -1,4 +1,8 @@
-"""Scores of predicted probabilities. Pure functions on arrays."""
+"""Scores of predicted probabilities. Pure functions on arrays.
+
+Truth is a code per row (N,), or for texts with several labels an indicator (N, L): then the
+functions of `label_metrics` answer.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from spin_cli import label_metrics
 from spin_cli.config import Metric
 
 Codes = NDArray[Any]
 Probs = NDArray[np.float64]
+Threshold = float | NDArray[np.float64] | None
+"""Of class 1 of two classes; or (L,), one for each label; or none."""
 
 
 def probabilities(
     z: NDArray[Any], n_classes: int, multi_class: str = "multinomial"
 ) -> NDArray[np.float64]:
-    """Class probabilities (N, n_classes) of logits ``z`` (N, K)."""
+    """Class probabilities (N, n_classes) of logits ``z`` (N, K).
+
+    *multi_class*: ``multinomial``, ``ovr`` (sigmoids that are made to sum to one), or ``labels``
+    (sigmoids as they are).
+    """
     z = np.asarray(z, np.float64)
+    if multi_class == "labels":
+        return sigmoid(z)
     if z.shape[1] == 1 and n_classes == 2:
         p = sigmoid(z[:, 0])
         return np.stack([sigmoid(-z[:, 0]), p], 1)
@@ -39,7 +52,9 @@ def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def accuracy(y: Codes, predicted: Codes) -> float:
-    """Share of rows whose predicted class is right."""
+    """Share of rows whose predicted class is right; with several labels, all of them."""
+    if y.ndim == 2:
+        return label_metrics.subset_accuracy(y, predicted)
     return float(np.mean(y == predicted))
 
 
@@ -88,6 +103,8 @@ def auroc(y: Codes, score: NDArray[Any]) -> float:
 
 def row_losses(y: Codes, probs: Probs) -> NDArray[np.float64]:
     """-log p of each row's true class, p cut at 1e-15."""
+    if y.ndim == 2:
+        return label_metrics.row_losses(y, probs)
     return np.asarray(-np.log(np.clip(probs[np.arange(len(y)), y], 1e-15, 1.0)))
 
 
@@ -96,8 +113,13 @@ def log_loss(y: Codes, probs: Probs) -> float:
     return float(row_losses(y, probs).mean())
 
 
-def decide(probs: Probs, threshold: float | None = None) -> Codes:
-    """Predicted classes: the likeliest; with a threshold (two classes) class 1 from there on."""
+def decide(probs: Probs, threshold: Threshold = None) -> Codes:
+    """Predicted classes: the likeliest; with a threshold (two classes) class 1 from there on.
+
+    With an array of thresholds, one for each label: an indicator of those that reach theirs.
+    """
+    if isinstance(threshold, np.ndarray):
+        return label_metrics.decide(probs, threshold)
     if threshold is not None and probs.shape[1] == 2:
         return (probs[:, 1] >= threshold).astype(np.int64)
     return np.asarray(probs.argmax(1))
@@ -105,6 +127,11 @@ def decide(probs: Probs, threshold: float | None = None) -> Codes:
 
 def score_function(metric: Metric) -> Callable[[Codes, Probs], float]:
     """The function of codes and probabilities that *metric* names; higher is better."""
+    one = _score_function(metric)
+    return lambda y, probs: label_metrics.score(metric, y, probs) if y.ndim == 2 else one(y, probs)
+
+
+def _score_function(metric: Metric) -> Callable[[Codes, Probs], float]:
     if metric is Metric.ACCURACY:
         return lambda y, probs: accuracy(y, decide(probs))
     if metric is Metric.MACRO_F1:
@@ -135,9 +162,11 @@ def best_threshold(y: Codes, probs: Probs) -> float:
 
 
 def evaluate(
-    y: Codes, probs: Probs, classes: Sequence[str], threshold: float | None = None
+    y: Codes, probs: Probs, classes: Sequence[str], threshold: Threshold = None
 ) -> dict[str, Any]:
     """Every metric of a set of rows, under the names that ``metrics.json`` has."""
+    if isinstance(threshold, np.ndarray):
+        return label_metrics.evaluate(y, probs, classes, threshold)
     predicted = decide(probs, threshold)
     scores: dict[str, Any] = {
         "rows": len(y),
@@ -155,6 +184,8 @@ def evaluate(
 
 def calibration_error(y: Codes, probs: Probs, bins: int = 15) -> float:
     """Expected calibration error of the likeliest class (Guo et al. 2017), bins of equal width."""
+    if y.ndim == 2:
+        return label_metrics.calibration_error(y, probs, bins)
     sure, right = probs.max(1), probs.argmax(1) == y
     place = np.minimum((sure * bins).astype(int), bins - 1)
     gaps = np.bincount(place, right - sure, bins)

@@ -6,6 +6,7 @@ that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names 
 
 from spin_cli.dataset.collection import Dataset, Source, reread, scan
 from spin_cli.dataset.formats import detect_format
+from spin_cli.dataset.labels import split_labels
 from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows
 from spin_cli.dataset.spool import spooled
 from spin_cli.dataset.streams import is_live
@@ -21,5 +22,6 @@ __all__ = [
     "read_rows",
     "reread",
     "scan",
+    "split_labels",
     "spooled",
 ]

@@ -147,6 +147,10 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
         feature = json.loads(raw)["info"]["features"][column]
     except (ValueError, KeyError, TypeError):
         return None
+    if isinstance(feature, list) and feature:  # a list of them
+        feature = feature[0]
+    elif isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List"):
+        feature = feature.get("feature")
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return None
     names = feature.get("names")
@@ -154,6 +158,8 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
 
 
 def _class_name(value: object, names: list[str]) -> object:
+    if isinstance(value, list):
+        return [_class_name(item, names) for item in value]
     # -1 is that library's mark for "no label".
     if isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None

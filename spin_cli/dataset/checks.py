@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,11 @@ def check_classes(scans: Sequence[tuple[str, str, Mapping[str, int]]]) -> None:
                     f"train has {list_names(known, _MAX_NAMED)}",
                     f"correct it, or add rows with this label to {train_name}",
                 )
+    if not known:
+        raise DataError(
+            f"{train_name}: no row has a label",
+            "add rows with labels, or name another column with --label-column",
+        )
     if len(known) < 2:
         raise DataError(
             f"{train_name}: all rows have the label '{known[0]}'; at least two classes are needed",
@@ -76,7 +82,7 @@ def count_shared(train: NDArray[np.int64], other: NDArray[np.int64]) -> int:
 
 def collect_warnings(
     classes: Sequence[str],
-    codes: NDArray[np.int32],
+    codes: NDArray[Any],
     splits: NDArray[np.uint8],
     shared: Sequence[tuple[str, int]],
     shared_ids: int,
@@ -93,6 +99,11 @@ def collect_warnings(
         Ids that occur in more than one file.
     """
     found = []
+    several = codes.ndim == 2
+    if several and codes.sum(1).max() < 2:
+        found.append(
+            "no row has more than one label: is it the right --label-separator, and is one needed?"
+        )
     if len(classes) > max(_MANY_CLASSES, len(codes) // 2):
         found.append(
             f"{len(classes)} classes in {len(codes)} rows: is --label-column the right column?"
@@ -101,7 +112,8 @@ def collect_warnings(
     if SPLITS.index("val") not in present:
         found.append("val is empty: there is no data to choose settings by")
     for at in sorted(present):
-        counts = np.bincount(codes[splits == at], minlength=len(classes))
+        here = codes[splits == at]
+        counts = here.sum(0) if several else np.bincount(here, minlength=len(classes))
         absent = [classes[i] for i in np.flatnonzero(counts == 0).tolist()]
         if absent:
             found.append(f"{SPLITS[at]} has no row of the class {list_names(absent, _MAX_NAMED)}")
@@ -109,6 +121,9 @@ def collect_warnings(
         if SPLITS[at] == "train" and single:
             listed = list_names(single, _MAX_NAMED)
             found.append(f"train has a single row of the class {listed}")
+        always = [classes[i] for i in np.flatnonzero(counts == len(here)).tolist()]
+        if SPLITS[at] == "train" and several and always:
+            found.append(f"every row of train has the label {list_names(always, _MAX_NAMED)}")
     for split, count in shared:
         if count:
             found.append(

@@ -22,8 +22,10 @@ from spin_cli.dataset.checks import (
 )
 from spin_cli.dataset.folder import find_sources
 from spin_cli.dataset.formats import detect_format
+from spin_cli.dataset.labels import check_separator, split_labels
 from spin_cli.dataset.rows import Row, read_rows
 from spin_cli.dataset.splits import pick_val, sort_labels
+from spin_cli.dataset.stratification import pick_val_labels
 from spin_cli.dataset.streams import hash_file
 from spin_cli.errors import DataError, UsageError
 
@@ -50,8 +52,9 @@ class Dataset:
     sources: tuple[Source, ...]
     classes: tuple[str, ...]
     """Label names, sorted; numbers by value."""
-    codes: NDArray[np.int32]
-    """(N,) index into ``classes``; rows as in the files: train, val, test."""
+    codes: NDArray[Any]
+    """(N,) int32, index into ``classes``; rows as in the files: train, val, test. With a label
+    separator (N, L) uint8, 1 where a label applies."""
     splits: NDArray[np.uint8]
     """(N,) index into ``SPLITS``."""
     config: DataConfig
@@ -108,20 +111,24 @@ def scan(data: Path, config: DataConfig) -> Dataset:
     UsageError
         For options that cannot work.
     """
+    check_separator(config.label_separator)
     if not 0 <= config.val_fraction < 1:
         raise UsageError(
             f"--val-fraction {config.val_fraction}: a number from 0 to below 1 was expected"
         )
     scans = [_scan_source(s, path, config) for s, path in find_sources(data, config.format)]
-    check_classes([(item.source.split, str(item.source.path), item.first) for item in scans])
-    classes = sort_labels(scans[0].first)
-    codes = np.concatenate([item.encode(classes) for item in scans])
+    separator = config.label_separator
+    named = [(item.source.split, str(item.source.path), item.names(separator)) for item in scans]
+    check_classes(named)
+    classes = sort_labels(named[0][2])
+    codes = np.concatenate([item.encode(classes, separator) for item in scans])
     splits = np.concatenate(
         [np.full(s.source.rows, SPLITS.index(s.source.split), np.uint8) for s in scans]
     )
     has_val = any(item.source.split == "val" for item in scans)
     if not has_val:
-        val = pick_val(codes[splits == 0], config.val_fraction, config.seed)
+        pick = pick_val if separator is None else pick_val_labels
+        val = pick(codes[splits == 0], config.val_fraction, config.seed)
         splits[: len(val)][val] = SPLITS.index("val")
     shared = [(item.source.split, count_shared(scans[0].texts, item.texts)) for item in scans[1:]]
     ids = np.concatenate([item.ids for item in scans])
@@ -163,15 +170,30 @@ class _Scan:
 
     source: Source
     first: dict[str, int] = field(default_factory=dict)
-    """Label -> line of its first row; its order numbers ``labels``."""
+    """Label (the whole cell) -> line of its first row; its order numbers ``labels``."""
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     texts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Hashes; eight bytes a row, where the texts themselves might not fit into memory."""
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def encode(self, classes: tuple[str, ...]) -> NDArray[np.int32]:
-        """Return the labels as indices into the data set's classes."""
+    def names(self, separator: str | None) -> dict[str, int]:
+        """Each label's name and the line of its first row."""
+        if separator is None:
+            return self.first
+        found: dict[str, int] = {}
+        for cell, line in self.first.items():
+            for name in split_labels(cell, separator):
+                found.setdefault(name, line)
+        return found
+
+    def encode(self, classes: tuple[str, ...], separator: str | None) -> NDArray[Any]:
+        """Return the labels as indices into the data set's classes, or as an indicator."""
         index = {name: at for at, name in enumerate(classes)}
+        if separator is not None:
+            cells = np.zeros((len(self.first), len(classes)), np.uint8)
+            for at, cell in enumerate(self.first):
+                cells[at, [index[name] for name in split_labels(cell, separator)]] = 1
+            return np.asarray(cells[self.labels])
         table = np.array([index[name] for name in self.first], np.int32)
         return table[self.labels]
 
@@ -212,6 +234,7 @@ def _read_source(path: Path, kind: Format, split: str, config: DataConfig) -> It
         text_column=config.text_column,
         label_column=config.label_column,
         id_column=config.id_column,
+        label_separator=config.label_separator,
         require_label=True,
         id_prefix=f"{split}-",
     )

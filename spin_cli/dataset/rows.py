@@ -11,6 +11,7 @@ from typing import Any
 from spin_cli.config import MAX_TEXT_CHARS, Format
 from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
 from spin_cli.dataset.formats import detect_format, import_parquet
+from spin_cli.dataset.labels import LabelError, check_separator, parse_labels
 from spin_cli.dataset.records import (
     Fault,
     Record,
@@ -34,7 +35,7 @@ class Row:
     text: str
     """Verbatim: nothing is stripped."""
     label: str | None
-    """Without surrounding white space."""
+    """Without surrounding white space. With a separator: any number of names, see `split_labels`."""
     line: int
     """1-based line on which the row starts; for Parquet the 1-based row."""
     columns: dict[str, str] | None
@@ -60,6 +61,7 @@ class _Rules:
     wanted: Wanted
     allow_empty: bool
     prefix: str
+    separator: str | None
 
     def refuse(self, line: int, column: str | None, what: str, hint: str | None) -> DataError:
         where = f"{self.name}, {self.unit} {line}"
@@ -113,6 +115,7 @@ def read_items(
     text_column: str = "text",
     label_column: str | None = "label",
     id_column: str | None = None,
+    label_separator: str | None = None,
     require_label: bool = False,
     allow_empty: bool = False,
     keep_columns: bool = False,
@@ -130,8 +133,10 @@ def read_items(
         ``AUTO``: by extension.
     text_column, label_column, id_column : str or None
         Names of columns. A label column that is not there gives None, unless required.
+    label_separator : str or None
+        A row has any number of labels: names with this between, or a list of names.
     require_label : bool
-        Rows without a label are bad.
+        Rows without a label are bad; with a separator they are rows to which no label applies.
     allow_empty : bool
         Accept empty and white-space texts.
     keep_columns : bool
@@ -146,6 +151,7 @@ def read_items(
     UsageError
         For a format that cannot be told, or needs a package that is missing.
     """
+    check_separator(label_separator)
     folder = str(path) != "-" and is_saved_dataset(Path(path))
     kind = Format.PARQUET if folder else detect_format(str(path), format)
     if kind is Format.LINES and (require_label or id_column is not None):
@@ -157,7 +163,7 @@ def read_items(
         import_parquet()  # a missing package should not wait for the first row
     wanted = Wanted(text_column, label_column, id_column, require_label, keep_columns)
     unit = "row" if kind is Format.PARQUET else "line"
-    rules = _Rules(display_name(path), unit, wanted, allow_empty, id_prefix)
+    rules = _Rules(display_name(path), unit, wanted, allow_empty, id_prefix, label_separator)
     records = saved_records(Path(path), wanted) if folder else _read_records(path, kind, wanted)
     return _finish_rows(records, rules)
 
@@ -209,6 +215,8 @@ def _finish_row(record: Record, number: int, rules: _Rules) -> Row:
 
 
 def _finish_label(value: object, line: int, column: str, rules: _Rules) -> str | None:
+    if rules.separator is not None:
+        return _finish_labels(value, line, column, rules)
     name = value.strip() if isinstance(value, str) else _to_label(value, line, rules)
     if not name:
         if rules.wanted.require_label:
@@ -216,6 +224,21 @@ def _finish_label(value: object, line: int, column: str, rules: _Rules) -> str |
         return None
     if not name.isascii() or "\0" in name:
         _check_text(name, line, column, rules)
+    return name
+
+
+def _finish_labels(value: object, line: int, column: str, rules: _Rules) -> str | None:
+    if value is None and not rules.wanted.require_label:
+        return None
+    try:
+        cell = value if isinstance(value, (list, tuple)) else _to_string(value)
+        name = parse_labels(cell, str(rules.separator))
+    except LabelError as error:
+        raise rules.refuse(line, column, *error.args) from None
+    except TypeError:
+        what = f"{_kind(value)}, where labels were expected"
+        raise rules.refuse(line, column, what, "write them as a list of strings") from None
+    _check_text(name, line, column, rules)
     return name
 
 
@@ -279,6 +302,8 @@ def _to_label(value: object, line: int, rules: _Rules) -> str | None:
             return None
         what = f"{_kind(value)}, where one label was expected"
         hint = "write it as a string or a number"
+        if isinstance(value, list):
+            hint += "; rows with any number of labels are read with --label-separator '|'"
         raise rules.refuse(line, rules.wanted.label, what, hint) from None
     return None if name is None else name.strip()
 

@@ -48,7 +48,7 @@ def pick_val(codes: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np
         return picked
     sizes = np.bincount(codes)
     quota = _share_out(sizes, fraction, seed)
-    keys = _hash_numbers(len(codes), seed)
+    keys = hash_numbers(len(codes), seed)
     by_class = np.lexsort((keys, codes))
     starts = np.cumsum(sizes) - sizes
     for start, count in zip(starts, quota, strict=True):
@@ -63,14 +63,14 @@ def _share_out(sizes: NDArray[np.int64], fraction: float, seed: int) -> NDArray[
     quota: NDArray[np.int64] = np.minimum(np.floor(exact).astype(np.int64), limit)
     missing = round(fraction * int(sizes.sum())) - int(quota.sum())
     # Equal remainders are the rule with balanced classes: the seed decides, not the class order.
-    ties = _hash_numbers(len(sizes), seed + 1)
+    ties = hash_numbers(len(sizes), seed + 1)
     order = np.lexsort((ties, np.floor(exact) - exact))
     open_classes = order[quota[order] < limit[order]]
     quota[open_classes[: max(missing, 0)]] += 1
     return quota
 
 
-def _hash_numbers(count: int, seed: int) -> NDArray[np.uint64]:
+def hash_numbers(count: int, seed: int) -> NDArray[np.uint64]:
     """Hash 0..count-1 with a seed (SplitMix64; Steele, Lea & Flood, OOPSLA 2014)."""
     step = 0x9E3779B97F4A7C15
     base = (seed * 0xD1342543DE82EF95 + step) % 2**64

@@ -171,6 +171,7 @@ def finish(partial: Partial, output: Path, log: dict[str, Any]) -> None:
         ids=(row.id for row in plan.dataset.rows()),
         labels=plan.dataset.codes,
         classes=plan.dataset.classes,
+        separator=plan.config.data.label_separator,
         splits=plan.dataset.splits,
         n_tokens=np.abs(lengths),
         truncated=lengths < 0,

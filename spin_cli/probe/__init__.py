@@ -11,7 +11,7 @@
 from spin_cli.probe.blocks import Blocks, take_rows
 from spin_cli.probe.logistic import balanced_weights, fit, lambda_max
 from spin_cli.probe.path import fit_path
-from spin_cli.probe.ranking import Ranking, rank_neurons
+from spin_cli.probe.ranking import Ranking, class_shares, rank_neurons
 from spin_cli.probe.results import ConvergenceWarning, Fit, Path, fold_back, predict_proba
 from spin_cli.probe.standard import Standardised, standardise
 
@@ -23,6 +23,7 @@ __all__ = [
     "Ranking",
     "Standardised",
     "balanced_weights",
+    "class_shares",
     "fit",
     "fit_path",
     "fold_back",

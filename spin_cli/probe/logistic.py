@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 
 from spin_cli.errors import DataError
 from spin_cli.probe.blocks import Blocks
+from spin_cli.probe.labels import (
+    CERTAIN,
+    balanced_label_weights,
+    check_labels,
+    columns_of,
+    fit_ridge,
+)
 from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.results import ConvergenceWarning, Fit
 from spin_cli.probe.solver import Solver
@@ -17,9 +24,6 @@ from spin_cli.probe.threads import one_blas_thread
 
 DEFAULT_TOL = 1e-5
 DEFAULT_MAX_ITER = 2000
-CERTAIN = 30.0
-"""Log odds where all rows are of one class: a probability of 1 - 1e-13."""
-
 
 def fit(
     X: NDArray[Any],
@@ -37,7 +41,7 @@ def fit(
     """Minimise ``Σ_i w_i loss_i(W, b) + l1 ‖W‖₁ + l2/2 ‖W‖₂²`` over W and b.
 
     The loss is the logistic one for two classes and the softmax cross-entropy for more, or one
-    logistic loss per class for ``ovr``. The intercept b is not penalised. ``l1 = 1/C`` gives
+    logistic loss per class for ``ovr``, or per label for an indicator. The intercept b is not penalised. ``l1 = 1/C`` gives
     scikit-learn's objective with ``l1_ratio=1``, ``l2 = 1/C`` that with ``l1_ratio=0``.
 
     Parameters
@@ -45,9 +49,9 @@ def fit(
     X : (N, d), float32 or float64
         Columns of comparable scale (see `standardise`). float32 is solved in float32 with sums and
         the final certificate in float64; float64 in float64 throughout.
-    y : (N,), integers from 0 to n_classes - 1
+    y : (N,), integers from 0 to n_classes - 1; or (N, n_classes), 1 where a label applies
     l1, l2 : not negative, not both zero
-    sample_weight : (N,), not negative; None: ones
+    sample_weight : (N,), not negative; None: ones; for an indicator (N, n_classes) too
     init : where to start, a fit on the same columns and classes
     tol : largest violation of the optimality conditions accepted, relative to `lambda_max`
     max_iter : steps allowed (each of Newton, FISTA or L-BFGS)
@@ -66,9 +70,11 @@ def fit(
     -----
     Classes without a (weighted) row get weights of zero and a probability of next to nothing.
     """
-    X, y, weight = check_data(X, y, n_classes, sample_weight)
     if l1 < 0 or l2 < 0 or l1 + l2 <= 0:
         raise ValueError(f"penalties l1={l1}, l2={l2}: not negative and not both zero")
+    if np.ndim(y) == 2:
+        return _fit_labels(X, y, l1, l2, sample_weight, init, tol, max_iter)
+    X, y, weight = check_data(X, y, n_classes, sample_weight)
     if n_classes > 2 and multi_class == "ovr":
         parts = [
             fit(
@@ -90,6 +96,29 @@ def fit(
         # Half: what the certificate in float64 finds may be a little more.
         solver.solve(l1, l2, 0.5 * tol, max_iter)
         return certify(problem, solver.W, solver.b, l1, l2, solver.iterations, tol)
+
+
+def _fit_labels(
+    X: NDArray[Any],
+    Y: NDArray[Any],
+    l1: float,
+    l2: float,
+    sample_weight: NDArray[Any] | None,
+    init: Fit | None,
+    tol: float,
+    max_iter: int,
+) -> Fit:
+    Y, weight = check_labels(X, Y, sample_weight)
+    if l1 == 0.0 and not isinstance(X, Blocks):
+        return fit_ridge(X, Y, weight, l2, init, tol, max_iter)
+    parts = [
+        fit(
+            X, y, 2, l1=l1, l2=l2, sample_weight=weight[:, k], init=_class_of(init, k), tol=tol,
+            max_iter=max_iter,
+        )
+        for k, y in enumerate(columns_of(Y, 0))
+    ]  # fmt: skip
+    return stack(parts, "labels")
 
 
 def _approach(solver: Solver, l1: float, l2: float, max_iter: int) -> None:
@@ -136,6 +165,10 @@ def lambda_max(
     X: NDArray[Any], y: NDArray[Any], n_classes: int, sample_weight: NDArray[Any] | None = None
 ) -> float:
     """The smallest l1 penalty at which all weights are zero: ``max |Xᵀ w (p₀ - y)|``."""
+    if np.ndim(y) == 2:
+        Y, weight = check_labels(X, y, sample_weight)
+        each = enumerate(columns_of(Y, 0))
+        return max(lambda_max(X, column, 2, weight[:, k]) for k, column in each)
     X, y, weight = check_data(X, y, n_classes, sample_weight)
     if only_class(y, weight) is not None:
         return 0.0
@@ -143,7 +176,12 @@ def lambda_max(
 
 
 def balanced_weights(y: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
-    """Weights (N,) that give every class that occurs the same total; their sum is N."""
+    """Weights (N,) that give every class that occurs the same total; their sum is N.
+
+    For an indicator (N, L), one for each row and label.
+    """
+    if y.ndim == 2:
+        return balanced_label_weights(y)
     counts = np.bincount(y, minlength=n_classes)
     share = len(y) / (max(1, int((counts > 0).sum())) * np.maximum(counts, 1))
     return np.asarray(share[y], np.float64)
@@ -184,8 +222,8 @@ def make_problem(X: NDArray[Any], y: NDArray[np.intp], n_classes: int, weight: F
     return Problem(X, np.eye(n_classes)[y], weight)
 
 
-def stack(parts: list[Fit]) -> Fit:
-    """Binary fits of each class against the rest as one."""
+def stack(parts: list[Fit], multi_class: str = "ovr") -> Fit:
+    """Binary fits of each class against the rest, or of each label, as one."""
     return Fit(
         np.concatenate([p.coef for p in parts]),
         np.concatenate([p.intercept for p in parts]),
@@ -194,7 +232,7 @@ def stack(parts: list[Fit]) -> Fit:
         max(p.kkt for p in parts),
         sum(p.iterations for p in parts),
         all(p.converged for p in parts),
-        "ovr",
+        multi_class,
     )
 
 

@@ -14,10 +14,12 @@ from spin_cli.probe.logistic import (
     certify,
     check_data,
     constant,
+    fit,
     make_problem,
     only_class,
     stack,
 )
+from spin_cli.probe.labels import check_labels, columns_of
 from spin_cli.probe.problem import F64
 from spin_cli.probe.results import Fit, Path, predict_proba
 from spin_cli.probe.solver import Solver
@@ -51,7 +53,8 @@ def fit_path(
     Parameters
     ----------
     X_train, y_train, n_classes, sample_weight, multi_class, tol, max_iter : see `fit`
-    X_val, y_val : (M, d), (M,), standardised with the training rows' moments
+        Labels share each penalty: the sum of their losses is what it weighs against.
+    X_val, y_val : (M, d), (M,) or (M, n_classes), standardised with the training rows' moments
     score : of ``(y_val, probabilities (M, n_classes))``; higher is better
     points : most penalties to try, evenly spaced in their logarithm below `lambda_max`
     ratio : the smallest penalty as a share of `lambda_max`
@@ -64,10 +67,10 @@ def fit_path(
     ``tol``: scores settle long before the set of weights that are not zero does. `Fit.converged`
     is about the tolerance that the point was solved to.
     """
-    X_train, y_train, weight = check_data(X_train, y_train, n_classes, sample_weight)
-    only = only_class(y_train, weight)
-    if only is not None:
-        certain = constant(X_train, only, n_classes, 1.0)
+    X_train, y_train, weight = _checked(X_train, y_train, n_classes, sample_weight)
+    targets = columns_of(y_train, n_classes)
+    if all(only_class(target, weight) is not None for target in targets):
+        certain = fit(X_train, y_train, n_classes, l1=1.0, sample_weight=weight)
         return Path((certain,), (float(score(y_val, predict_proba(certain, X_val, n_classes))),), 0)
     with one_blas_thread():
         walk = _Walk(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
@@ -79,6 +82,17 @@ def fit_path(
             return float(score(y_val, predict_proba(fit, X_val, n_classes)))
 
         return _descend(walk, grid, l1_ratio, judge, patience)
+
+
+def _checked(
+    X: NDArray[Any], y: NDArray[Any], n_classes: int, sample_weight: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[np.intp], F64]:
+    """As `check_data`, for labels column by column."""
+    if np.ndim(y) != 2:
+        return check_data(X, y, n_classes, sample_weight)
+    Y, _ = check_labels(X, y, sample_weight)
+    X, _, weight = check_data(X, Y[:, 0], 2, sample_weight)
+    return X, Y.astype(np.intp), weight
 
 
 def _descend(
@@ -116,8 +130,9 @@ class _Walk:
         max_iter: int,
     ) -> None:
         self.tol, self.max_iter = tol, max_iter
-        self.ovr = n_classes > 2 and multi_class == "ovr"
-        targets = [(y == k).astype(np.intp) for k in range(n_classes)] if self.ovr else [y]
+        self.multi_class = "labels" if y.ndim == 2 else multi_class
+        self.ovr = y.ndim == 2 or (n_classes > 2 and multi_class == "ovr")
+        targets = columns_of(y, n_classes, ovr=self.ovr)
         classes = 2 if self.ovr else n_classes
         self.fixed = [only_class(target, weight) for target in targets]
         self.X = X
@@ -136,7 +151,7 @@ class _Walk:
         return self._join([self._one(i, l1, l2, fit) for i in range(len(self.solvers))])
 
     def _join(self, parts: list[Fit]) -> Fit:
-        return stack(parts) if self.ovr else parts[0]
+        return stack(parts, self.multi_class) if self.ovr else parts[0]
 
     def _one(self, i: int, l1: float, l2: float, start: Fit | None) -> Fit:
         solver = self.solvers[i]

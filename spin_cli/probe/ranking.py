@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spin_cli import mask
 from spin_cli.config import Control, SelectConfig, Solver
-from spin_cli.errors import DataError
+from spin_cli.errors import DataError, UsageError
 from spin_cli.probe.blocks import take_rows
 from spin_cli.probe.logistic import fit
 from spin_cli.probe.path import fit_path
@@ -68,7 +68,7 @@ def rank_neurons(
     Parameters
     ----------
     X : (N, F), an array or `Blocks`, raw features
-    y : (N,), integers from 0 to n_classes - 1
+    y : (N,), integers from 0 to n_classes - 1; or (N, n_classes), 1 where a label applies
     train, val : row numbers; a fold's rows will do
     score : of ``(y, probabilities (M, n_classes))``; higher is better
     stream : never hold the standardised training rows whole; the neurons are the same
@@ -117,6 +117,8 @@ def _path(
     config: SelectConfig,
 ) -> Path:
     if config.solver is Solver.REFERENCE:
+        if y.ndim == 2:
+            raise UsageError("--solver reference: the recipe is for one label a row")
         if len(np.unique(y)) < n_classes:
             raise DataError(
                 "the reference recipe needs training rows of every class",
@@ -181,13 +183,22 @@ def _frequency(
     return (counts / config.bootstrap).astype(np.float32)
 
 
+def class_shares(y: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
+    """Share of the rows (n_classes,) that each class, or each label, has."""
+    if y.ndim == 2:
+        return np.asarray(y.mean(0), np.float64)
+    return np.asarray(np.bincount(y, minlength=n_classes) / len(y))
+
+
 def _nothing(
     width: int, y: NDArray[Any], y_val: NDArray[Any], n_classes: int, score: Score
 ) -> Ranking:
     """The probe of a matrix whose every column is constant: the classes' shares."""
-    shares = np.bincount(y, minlength=n_classes) / len(y)
-    outputs = 1 if n_classes == 2 else n_classes
+    shares = class_shares(y, n_classes)
+    outputs = 1 if n_classes == 2 and y.ndim == 1 else n_classes
     odds = np.log(np.maximum(shares, 1e-12))
+    if y.ndim == 2:
+        odds -= np.log(np.maximum(1.0 - shares, 1e-12))
     return Ranking(
         C=0.0,
         val_score=score(y_val, np.tile(shares, (len(y_val), 1))),
@@ -198,5 +209,5 @@ def _nothing(
         cumulative=np.zeros(0),
         class_importance=np.zeros((outputs, 0), np.float32),
         coef=np.zeros((outputs, width), np.float32),
-        intercept=odds[1:] - odds[:1] if n_classes == 2 else odds,
+        intercept=odds[1:] - odds[:1] if outputs == 1 else odds,
     )

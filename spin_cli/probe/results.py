@@ -22,7 +22,7 @@ class Fit:
 
     coef: NDArray[np.floating[Any]]
     """(K, d), float32 (float64 where X was float64), on the columns given to the solver.
-    K = 1 for two classes, positive for class 1; else K = number of classes."""
+    K = 1 for two classes, positive for class 1; else K = number of classes, or of labels."""
     intercept: NDArray[np.float64]
     """(K,)"""
     C: float
@@ -36,7 +36,7 @@ class Fit:
     converged: bool
     """Whether ``kkt`` reached the tolerance."""
     multi_class: str = "multinomial"
-    """``multinomial`` or ``ovr``: how probabilities come from the logits for K > 1."""
+    """``multinomial``, ``ovr`` or ``labels``: how probabilities come from the logits for K > 1."""
 
     def logits(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Logits (N, K) of rows ``X`` (N, d) that were standardised like the training rows."""
@@ -58,7 +58,7 @@ class Path:
 def predict_proba(fit: Fit, X: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
     """Class probabilities (N, n_classes) of standardised rows ``X`` (N, d).
 
-    Two classes: the sigmoid; more: the softmax, or for one-versus-rest the sigmoids divided by
+    Labels: the sigmoids. Two classes: the sigmoid; more: the softmax, or for one-versus-rest the sigmoids divided by
     their sum.
     """
     return probabilities(fit.logits(X), n_classes, fit.multi_class)

@@ -122,21 +122,22 @@ def read_labels(source: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArra
     DataError
         No validation rows.
     """
-    samples = activations.read_samples(source)
-    codes_of = {name: code for code, name in enumerate(manifest["classes"])}
-    unknown = set(samples.labels) - set(codes_of)
-    if unknown or len(samples.labels) != manifest["counts"]["rows"]:
-        raise ArtifactError(f"{source / activations.SAMPLES}: does not agree with the manifest")
+    samples, codes = activations.read_targets(source, manifest)
     if not len(samples.rows("val")):
         raise DataError(
             f"{source}: no validation rows, and every choice is made on them",
             "Extract again with a val file, or with --val-fraction above 0.",
         )
-    return samples, np.array([codes_of[label] for label in samples.labels], np.int64)
+    return samples, codes
 
 
 def default_metric(codes: NDArray[np.int64], n_classes: int) -> Metric:
-    """Macro-F1 where the rarest class has less than half of an equal share, else accuracy."""
+    """Macro-F1 where the rarest class has less than half of an equal share, else accuracy.
+
+    Macro-F1 for rows with any number of labels too, most of which do not apply to most rows.
+    """
+    if codes.ndim == 2:
+        return Metric.MACRO_F1
     counts = np.bincount(codes, minlength=n_classes)
     return Metric.MACRO_F1 if counts.min() < 0.5 * counts.mean() else Metric.ACCURACY
 

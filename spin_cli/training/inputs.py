@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import artifacts
-from spin_cli.activations import SAMPLES, Feature, features_of, read_samples
+from spin_cli.activations import Feature, features_of, read_targets
 from spin_cli.config import Metric, StorageDtype, TrainConfig
-from spin_cli.errors import ArtifactError
 from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.search import Split
@@ -71,12 +70,7 @@ class Inputs:
 def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) -> Inputs:
     """Check the artifacts before, and read what is known of each row."""
     folder, manifest = artifacts.read_parent(source, selection)
-    try:
-        codes_of = {name: code for code, name in enumerate(manifest["classes"])}
-        samples = read_samples(folder)
-        codes = np.array([codes_of[label] for label in samples.labels], np.int64)
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{folder / SAMPLES}: does not agree with the manifest") from error
+    samples, codes = read_targets(folder, manifest)
     features = features_of(manifest)
     there = {feature.layer for feature in features}
     return Inputs(
