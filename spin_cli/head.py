@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from spin_cli import metrics
 from spin_cli.artifacts import read_json, write_json
-from spin_cli.config import MAX_OVERLAP, Pooling, Site, StorageDtype
+from spin_cli.config import MAX_OVERLAP, MAX_SEPARATOR, Pooling, Site, StorageDtype
 from spin_cli.errors import ArtifactError
 
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "head.safetensors", "metrics.json", "README.md"
@@ -56,8 +56,8 @@ class Head:
     classes: tuple[str, ...]
     features: tuple[HeadFeature, ...]
     weight: NDArray[np.float32]
-    """(K, n) on raw features, in the order of ``features``; K = 1 for two classes. With hidden
-    units (K, m) on these."""
+    """(K, n) on raw features, in the order of ``features``; K = 1 for two classes, else one for
+    each class or label. With hidden units (K, m) on these."""
     bias: NDArray[np.float64]
     """(K,)"""
     threshold: float | None
@@ -73,7 +73,27 @@ class Head:
     hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
     """Weights (m, n) on raw features and biases (m,) of rectified hidden units; None: linear."""
     abstain_below: float | None = None
-    """Probability of the chosen label under which no answer is given; None: always answer."""
+    """Probability of the answer (`certainty`) under which none is given; None: always answer."""
+    thresholds: NDArray[np.float64] | None = None
+    """(L,) probability from which each label is given, where a text may have any number of them;
+    None: one of the classes."""
+    label_separator: str | None = None
+    """What stood between the labels of a text it was trained on."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have any number of the classes."""
+        return self.thresholds is not None
+
+    @property
+    def limits(self) -> metrics.Threshold:
+        """The threshold of two classes, those of labels, or none."""
+        return self.threshold if self.thresholds is None else self.thresholds
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits."""
+        return 1 if len(self.classes) == 2 and not self.multi_label else len(self.classes)
 
     @property
     def neurons(self) -> int:
@@ -91,17 +111,27 @@ class Head:
         return np.asarray(x @ self.weight.T.astype(np.float64) + self.bias)
 
     def probabilities(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """Class probabilities (B, n_classes) of gathered neurons (B, n)."""
-        return metrics.probabilities(self.logits(values), len(self.classes))
+        """Class probabilities (B, n_classes) of gathered neurons (B, n).
+
+        Those of labels are independent of one another.
+        """
+        kind = "labels" if self.multi_label else "multinomial"
+        return metrics.probabilities(self.logits(values), len(self.classes), kind)
 
     def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Predicted class codes (B,) for `probabilities`."""
-        return np.asarray(metrics.decide(probs, self.threshold), np.int64)
+        """Predicted class codes (B,) for `probabilities`; labels: (B, L), 1 where one is given."""
+        return np.asarray(metrics.decide(probs, self.limits), np.int64)
+
+    def certainty(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability (B,) that the answer is right: that of the chosen class.
+
+        With labels, that exactly the given ones apply, taken as independent.
+        """
+        return metrics.certainty(probs, self.decide(probs))
 
     def abstains(self, probs: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Rows (B,) of `probabilities` for which the chosen label is too uncertain to be given."""
-        chosen = probs[np.arange(len(probs)), self.decide(probs)]
-        return np.asarray(chosen < (self.abstain_below or 0.0))
+        return np.asarray(self.certainty(probs) < (self.abstain_below or 0.0))
 
 
 def save_head(folder: Path, head: Head) -> None:
@@ -127,12 +157,23 @@ def save_head(folder: Path, head: Head) -> None:
             "storage_dtype": head.storage_dtype,
             "model": head.model,
             "reading": head.reading,
-        },
+        }
+        | _labels_entry(head),
     )
     tensors: dict[str, NDArray[Any]] = {f.key: f.neurons for f in head.features}
     if head.hidden is not None:
         tensors |= dict(zip(HIDDEN, head.hidden, strict=True))
     save_file(tensors | {"weight": head.weight, "bias": head.bias}, folder / WEIGHTS)
+
+
+def _labels_entry(head: Head) -> dict[str, Any]:
+    if head.thresholds is None:
+        return {}
+    return {
+        "multi_label": True,
+        "thresholds": dict(zip(head.classes, head.thresholds.tolist(), strict=True)),
+        "label_separator": head.label_separator,
+    }
 
 
 def load_head(folder: Path) -> Head:
@@ -175,6 +216,7 @@ def load_head(folder: Path) -> Head:
             storage_dtype=StorageDtype(config["storage_dtype"]),
             model=_checked_object(config, "model"),
             reading=_checked_reading(config),
+            **_checked_labels(config),
         )
         if head.blocks != config["blocks"]:
             raise ValueError(f"blocks: {config['blocks']!r}, its layers need {head.blocks}")
@@ -228,6 +270,28 @@ def _checked_classes(value: Any) -> list[str]:
     return value
 
 
+def _checked_labels(config: Any) -> dict[str, Any]:
+    """What a multi-label head says besides; nothing for the others."""
+    kind = config.get("multi_label", False)
+    if type(kind) is not bool:
+        raise ValueError("multi_label: expected true or false")
+    if not kind:
+        if "thresholds" in config or "label_separator" in config:
+            raise ValueError("thresholds, label_separator: of multi-label heads only")
+        return {}
+    classes, given, separator = config["classes"], config["thresholds"], config["label_separator"]
+    if not isinstance(given, dict) or list(given) != list(classes):
+        raise ValueError("thresholds: expected one for each class, in their order")
+    values = [_checked_share(given, name) for name in classes]
+    if None in values or config["threshold"] is not None:
+        raise ValueError("thresholds: expected numbers, and no single threshold beside them")
+    if type(separator) is not str or not 0 < len(separator) <= MAX_SEPARATOR:
+        raise ValueError(f"label_separator: expected 1 to {MAX_SEPARATOR} characters")
+    if any(separator in name for name in classes):
+        raise ValueError("label_separator: a class's name holds it")
+    return {"thresholds": np.array(values, np.float64), "label_separator": separator}
+
+
 def _checked_object(config: Any, name: str) -> dict[str, Any]:
     if not isinstance(config[name], dict):
         raise ValueError(f"{name}: expected an object")
@@ -277,7 +341,7 @@ def _checked_feature(
 
 
 def _check_shapes(head: Head, units: int) -> None:
-    outputs = 1 if len(head.classes) == 2 else len(head.classes)
+    outputs = head.outputs
     if head.hidden is not None:
         _check_tensor(HIDDEN[0], head.hidden[0], np.float32, (units, head.neurons))
         _check_tensor(HIDDEN[1], head.hidden[1], np.float64, (units,))

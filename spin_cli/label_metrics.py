@@ -32,8 +32,8 @@ def row_losses(Y: Indicator, P: F64) -> F64:
 
 
 def decide(P: F64, thresholds: F64 | None = None) -> NDArray[np.int64]:
-    """Answers (N, L): labels whose probability reaches their threshold (L,), by default one half."""
-    return np.asarray(P >= (HALF if thresholds is None else thresholds), np.int64)
+    """Answers (N, L): labels whose probability reaches their threshold (L,), else one half."""
+    return np.asarray((HALF if thresholds is None else thresholds) <= P, np.int64)
 
 
 def certainty(P: F64, said: Indicator) -> F64:

@@ -52,10 +52,21 @@ def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def accuracy(y: Codes, predicted: Codes) -> float:
-    """Share of rows whose predicted class is right; with several labels, all of them."""
-    if y.ndim == 2:
-        return label_metrics.subset_accuracy(y, predicted)
-    return float(np.mean(y == predicted))
+    """Share of rows that are `right`."""
+    return float(np.mean(right(y, predicted)))
+
+
+def right(y: Codes, predicted: Codes) -> NDArray[np.bool_]:
+    """Rows (N,) whose predicted class is right; with several labels, all of them."""
+    same = np.asarray(y == predicted)
+    return np.asarray(same.all(1)) if y.ndim == 2 else same
+
+
+def certainty(probs: Probs, predicted: Codes) -> NDArray[np.float64]:
+    """Probability (N,) that the predicted class, or exactly the predicted labels, are right."""
+    if predicted.ndim == 2:
+        return label_metrics.certainty(probs, predicted)
+    return np.asarray(probs[np.arange(len(predicted)), predicted])
 
 
 def confusion(y: Codes, predicted: Codes, n_classes: int) -> NDArray[np.int64]:

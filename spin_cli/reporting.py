@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 from safetensors import SafetensorError, safe_open
 
-from spin_cli import artifacts
+from spin_cli import activations, artifacts
 from spin_cli.errors import ArtifactError
 
 
@@ -49,10 +49,12 @@ def _describe_folder(path: Path) -> dict[str, Any]:
         "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
         "files": {name: entry["bytes"] for name, entry in manifest["files"].items()},
     }
-    for key in ("counts", "parent", "metric", "storage_dtype", "layers"):
+    for key in ("counts", "parent", "metric", "storage_dtype", "layers", "multi_label"):
         if key in manifest:
             found[key] = manifest[key]
     if manifest["kind"] == "activations":
+        if activations.separator_of(manifest) is not None:
+            found["multi_label"] = True
         found["model"] = manifest["request"]["model"]
         found["data"] = manifest["request"]["data"]
         found["features"] = manifest["features"]

@@ -41,6 +41,7 @@ def extract(
     storage_dtype: o.Storage = None,
     text_column: o.TextColumn = "text",
     label_column: o.LabelColumn = "label",
+    label_separator: o.LabelSeparator = None,
     id_column: o.IdColumn = None,
     format: o.FileFormat = Format.AUTO,  # noqa: A002 - the option's own name
     val_fraction: o.ValFraction = 0.1,
@@ -75,7 +76,9 @@ def extract(
     Example: `spin extract sample_data/reviews -m bundled:minilm -o run/activations`
     """
     config = ExtractConfig(
-        data=DataConfig(text_column, label_column, id_column, format, val_fraction, seed),
+        data=DataConfig(
+            text_column, label_column, id_column, format, val_fraction, seed, label_separator
+        ),
         model=ModelConfig(
             model=model, revision=revision, dtype=dtype, device=device,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, max_length=max_length,

@@ -107,7 +107,8 @@ def _show_hdf5(path: Path, found: dict[str, Any]) -> None:
 
 def _show_summary(path: Path, found: dict[str, Any]) -> None:
     rows = [["size", human_bytes(found["bytes"])], ["fingerprint", found["fingerprint"][:16]]]
-    rows.append(["classes", ", ".join(found["classes"])])
+    what = "labels, any number a text" if found.get("multi_label") else "classes"
+    rows.append([what, ", ".join(found["classes"])])
     if "parent" in found:
         rows.append(["made from", found["parent"]["path"]])
     if "model" in found:

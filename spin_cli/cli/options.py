@@ -50,6 +50,16 @@ TextColumn = Annotated[
 LabelColumn = Annotated[
     str, typer.Option("--label-column", help="Column of the label.", rich_help_panel=INPUT)
 ]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option(
+        "--label-separator",
+        metavar="TEXT",
+        help="A text has any number of labels, with this between, as '|'; JSON and Parquet may hold"
+        " lists.",
+        rich_help_panel=INPUT,
+    ),
+]
 IdColumn = Annotated[
     str | None,
     typer.Option(

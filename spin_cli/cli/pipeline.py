@@ -42,6 +42,7 @@ def run(
     metric: o.ChooseBy = None,
     text_column: o.TextColumn = "text",
     label_column: o.LabelColumn = "label",
+    label_separator: o.LabelSeparator = None,
     id_column: o.IdColumn = None,
     format: o.FileFormat = Format.AUTO,  # noqa: A002 - the option's own name
     val_fraction: o.ValFraction = 0.1,
@@ -65,7 +66,9 @@ def run(
     Example: `spin run sample_data/requests -m bundled:minilm -o run`
     """
     config = ExtractConfig(
-        data=DataConfig(text_column, label_column, id_column, format, val_fraction, seed),
+        data=DataConfig(
+            text_column, label_column, id_column, format, val_fraction, seed, label_separator
+        ),
         model=ModelConfig(
             model=model,
             dtype=dtype,

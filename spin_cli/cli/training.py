@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,8 +113,9 @@ def print_report(report: dict[str, Any]) -> None:
         say(f"note: {note}")
     print_candidates(report)
     split = "test" if "test" in report["spin"] else "val"
+    scores = LABEL_SCORES if report.get("multi_label") else SCORES
     rows = [
-        [name, *score_cells(report[key][split])]
+        [name, *score_cells(report[key][split], scores)]
         for key, name in RIVALS.items()
         if split in report.get(key, {})
     ]
@@ -121,17 +123,22 @@ def print_report(report: dict[str, Any]) -> None:
     print_table(
         f"On {split}: the chosen head ({chosen['depth']} of {report['layers_total']} layers,"
         f" {chosen['neurons']:,} neurons) and others",
-        ["head", "accuracy", "macro-F1", "AUROC", "log loss"],
+        ["head", *scores.values()],
         rows,
     )
+    if report.get("multi_label"):
+        print_labels(report, split)
     if "comparison" in report:
         found = report["comparison"]
         name = "macro_f1" if report["metric"] == "macro-f1" else "accuracy"
-        low, high = found["difference"][name]["interval"]
+        difference = found["difference"][name]
+        low, high = difference["interval"]
+        test, p = "McNemar's", found.get("mcnemar_p")
+        if p is None:
+            test, p = "paired bootstrap's", difference["p"]
         say(
             f"against {RIVALS[found['against']]} on test: {name.replace('_', '-')}"
-            f" {found['difference'][name]['value']:+.4f} ({low:+.4f} to {high:+.4f}),"
-            f" McNemar's p {found['mcnemar_p']:.2g}"
+            f" {difference['value']:+.4f} ({low:+.4f} to {high:+.4f}), {test} p {p:.2g}"
         )
     for name, found in report.get("answered", {}).items():
         say(f"answers {found['share']:.1%} of {name} texts, {found['accuracy']:.4f} of them right")
@@ -145,10 +152,42 @@ RIVALS = {
 }
 
 
-def score_cells(scores: dict[str, Any]) -> list[str]:
+SCORES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "auroc": "AUROC",
+    "log_loss": "log loss",
+}
+LABEL_SCORES = {
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "accuracy": "all right",
+    "auroc": "AUROC",
+}
+
+
+def print_labels(report: dict[str, Any], split: str) -> None:
+    """How well each label is told."""
+    thresholds = report["chosen"]["threshold"]
+    rows = []
+    for name, found in report["spin"][split]["per_class"].items():
+        low, high = found.get("intervals", {}).get("f1", (None, None))
+        sure = "" if low is None else f" ({low:.2f}–{high:.2f})"
+        rows.append(
+            [
+                name, str(found["rows"]), f"{thresholds[name]:.2f}", f"{found['precision']:.3f}",
+                f"{found['recall']:.3f}", f"{found['f1']:.3f}{sure}",
+                f"{found['auroc']:.3f}" if "auroc" in found else "–",
+            ]
+        )  # fmt: skip
+    columns = ["label", "texts", "from", "precision", "recall", "F1", "AUROC"]
+    print_table(f"Labels on {split}, given from a probability of `from` on", columns, rows)
+
+
+def score_cells(scores: dict[str, Any], names: Iterable[str] = SCORES) -> list[str]:
     """Cells of one row of the report, with 95% intervals where there are some."""
     cells = []
-    for name in ("accuracy", "macro_f1", "auroc", "log_loss"):
+    for name in names:
         cell = f"{scores[name]:.4f}" if name in scores else "–"
         if name in scores.get("intervals", {}):
             low, high = scores["intervals"][name]

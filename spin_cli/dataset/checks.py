@@ -80,6 +80,22 @@ def count_shared(train: NDArray[np.int64], other: NDArray[np.int64]) -> int:
     return int(np.isin(other, train).sum())
 
 
+def _label_warnings(
+    classes: Sequence[str], codes: NDArray[Any], splits: NDArray[np.uint8]
+) -> list[str]:
+    """What rows with any number of labels may have besides."""
+    found = []
+    if codes.sum(1).max() < 2:
+        found.append(
+            "no row has more than one label: is it the right --label-separator, and is one needed?"
+        )
+    train = codes[splits == SPLITS.index("train")]
+    always = [classes[i] for i in np.flatnonzero(train.all(0)).tolist()]
+    if always:
+        found.append(f"every row of train has the label {list_names(always, _MAX_NAMED)}")
+    return found
+
+
 def collect_warnings(
     classes: Sequence[str],
     codes: NDArray[Any],
@@ -98,12 +114,8 @@ def collect_warnings(
     shared_ids : int
         Ids that occur in more than one file.
     """
-    found = []
     several = codes.ndim == 2
-    if several and codes.sum(1).max() < 2:
-        found.append(
-            "no row has more than one label: is it the right --label-separator, and is one needed?"
-        )
+    found = _label_warnings(classes, codes, splits) if several else []
     if len(classes) > max(_MANY_CLASSES, len(codes) // 2):
         found.append(
             f"{len(classes)} classes in {len(codes)} rows: is --label-column the right column?"
@@ -121,9 +133,6 @@ def collect_warnings(
         if SPLITS[at] == "train" and single:
             listed = list_names(single, _MAX_NAMED)
             found.append(f"train has a single row of the class {listed}")
-        always = [classes[i] for i in np.flatnonzero(counts == len(here)).tolist()]
-        if SPLITS[at] == "train" and several and always:
-            found.append(f"every row of train has the label {list_names(always, _MAX_NAMED)}")
     for split, count in shared:
         if count:
             found.append(

@@ -35,7 +35,7 @@ class Row:
     text: str
     """Verbatim: nothing is stripped."""
     label: str | None
-    """Without surrounding white space. With a separator: any number of names, see `split_labels`."""
+    """Without surrounding white space. With a separator any number of names: `split_labels`."""
     line: int
     """1-based line on which the row starts; for Parquet the 1-based row."""
     columns: dict[str, str] | None

@@ -25,6 +25,7 @@ from spin_cli.probe.threads import one_blas_thread
 DEFAULT_TOL = 1e-5
 DEFAULT_MAX_ITER = 2000
 
+
 def fit(
     X: NDArray[Any],
     y: NDArray[Any],
@@ -41,8 +42,9 @@ def fit(
     """Minimise ``Σ_i w_i loss_i(W, b) + l1 ‖W‖₁ + l2/2 ‖W‖₂²`` over W and b.
 
     The loss is the logistic one for two classes and the softmax cross-entropy for more, or one
-    logistic loss per class for ``ovr``, or per label for an indicator. The intercept b is not penalised. ``l1 = 1/C`` gives
-    scikit-learn's objective with ``l1_ratio=1``, ``l2 = 1/C`` that with ``l1_ratio=0``.
+    logistic loss per class for ``ovr``, or per label for an indicator. The intercept b is not
+    penalised. ``l1 = 1/C`` gives scikit-learn's objective with ``l1_ratio=1``, ``l2 = 1/C`` that
+    with ``l1_ratio=0``.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_cli.probe.labels import check_labels, columns_of
 from spin_cli.probe.logistic import (
     DEFAULT_MAX_ITER,
     DEFAULT_TOL,
@@ -19,7 +20,6 @@ from spin_cli.probe.logistic import (
     only_class,
     stack,
 )
-from spin_cli.probe.labels import check_labels, columns_of
 from spin_cli.probe.problem import F64
 from spin_cli.probe.results import Fit, Path, predict_proba
 from spin_cli.probe.solver import Solver

@@ -58,8 +58,8 @@ class Path:
 def predict_proba(fit: Fit, X: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
     """Class probabilities (N, n_classes) of standardised rows ``X`` (N, d).
 
-    Labels: the sigmoids. Two classes: the sigmoid; more: the softmax, or for one-versus-rest the sigmoids divided by
-    their sum.
+    Labels: the sigmoids. Two classes: the sigmoid; more: the softmax, or for one-versus-rest the
+    sigmoids divided by their sum.
     """
     return probabilities(fit.logits(X), n_classes, fit.multi_class)
 

@@ -96,6 +96,8 @@ def select(
             "classes": parent["classes"],
             "counts": {"probes": len(found), "unconverged": sum(not p.converged for p in found)},
         }
+        if codes.ndim == 2:
+            content["multi_label"] = True
         manifest = artifacts.write_manifest(folder, "selection", content)
         log = {"seconds": round(time.time() - started, 2)}
         artifacts.write_log(folder, log)

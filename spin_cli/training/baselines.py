@@ -42,6 +42,7 @@ def read_texts(manifest: dict[str, Any]) -> list[str] | str:
                 text_column=options["text_column"],
                 label_column=options["label_column"],
                 id_column=options["id_column"],
+                label_separator=options.get("label_separator"),
                 require_label=True,
             )
             texts += [row.text for row in islice(rows, entry["rows"])]
@@ -60,10 +61,11 @@ def tfidf(
 ) -> dict[str, NDArray[np.float64]]:
     """Class probabilities of val and test rows by logistic regression on word 1- and 2-grams.
 
+    With any number of labels (*codes* (N, L)), by one for each label, all of the same C.
+
     C is chosen by log loss on val rows; vocabulary and weights come from train rows alone.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
 
     words = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_TERMS, dtype=np.float64
@@ -74,17 +76,32 @@ def tfidf(
         for name in ("val", "test")
         if len(rows[name])
     }
+    y = codes[rows["train"]]
     fitted = []
     for C in STRENGTHS:
-        model = LogisticRegression(C=C, max_iter=300)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a baseline may be a little short of its optimum
-            model.fit(X, codes[rows["train"]])
-        fitted.append({name: _all_classes(model, Z, n_classes) for name, Z in other.items()})
+        if y.ndim == 1:
+            fitted.append(_logistic(X, y, n_classes, C, other))
+            continue
+        each = [_logistic(X, column, 2, C, other) for column in y.T]
+        fitted.append({name: np.stack([one[name][:, 1] for one in each], 1) for name in other})
     return min(fitted, key=lambda probs: metrics.log_loss(codes[rows["val"]], probs["val"]))
 
 
-def _all_classes(model: Any, Z: Any, n_classes: int) -> NDArray[np.float64]:
-    probs = np.zeros((Z.shape[0], n_classes))
-    probs[:, model.classes_] = model.predict_proba(Z)
+def _logistic(
+    X: Any, y: NDArray[np.int64], n_classes: int, C: float, other: dict[str, Any]
+) -> dict[str, NDArray[np.float64]]:
+    """Class probabilities of other rows; where all of *y* is one class, of that one."""
+    from sklearn.linear_model import LogisticRegression
+
+    probs = {name: np.zeros((Z.shape[0], n_classes)) for name, Z in other.items()}
+    if (y == y[0]).all():
+        for found in probs.values():
+            found[:, y[0]] = 1.0
+        return probs
+    model = LogisticRegression(C=C, max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a baseline may be a little short of its optimum
+        model.fit(X, y)
+    for name, Z in other.items():
+        probs[name][:, model.classes_] = model.predict_proba(Z)
     return probs

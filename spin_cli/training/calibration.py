@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from spin_cli import metrics
 from spin_cli.config import Calibration, Metric, TrainConfig
 from spin_cli.errors import DataError, UsageError
+from spin_cli.training import label_decisions
 
 MIN_ROWS = 100
 """Fewest rows for a temperature or a threshold."""
@@ -30,29 +31,46 @@ class Evidence:
     """What can be known of a head without the test split."""
 
     codes: NDArray[np.int64]
+    """(N,), or (N, L) where rows have any number of labels."""
     probs: NDArray[np.float64]
     """(N, n_classes), as the head gives them before calibration."""
     classes: tuple[str, ...]
     what: str
     """``val`` or ``out-of-fold``."""
 
+    @property
+    def several(self) -> bool:
+        """Whether rows have any number of labels."""
+        return self.codes.ndim == 2
+
 
 @dataclass(frozen=True)
 class Scaling:
     """Logits z become ``slope * z + shift``."""
 
-    slope: float
+    slope: float | NDArray[np.float64]
+    """(L,) for labels."""
     shift: NDArray[np.float64]
     """(K,); K = 1 for two classes."""
+    several: bool = False
+    """Whether probabilities are those of labels, independent of one another."""
 
     def apply(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Calibrated probabilities."""
-        z = _logits(probs) * self.slope + self.shift
-        return metrics.probabilities(z, probs.shape[1])
+        return self._probabilities(self._logits(probs) * self.slope + self.shift, probs)
 
     def undo(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probabilities as they were before."""
-        return metrics.probabilities((_logits(probs) - self.shift) / self.slope, probs.shape[1])
+        return self._probabilities((self._logits(probs) - self.shift) / self.slope, probs)
+
+    def _logits(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return label_decisions.logits(probs) if self.several else _logits(probs)
+
+    def _probabilities(
+        self, z: NDArray[np.float64], probs: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        kind = "labels" if self.several else "multinomial"
+        return metrics.probabilities(z, probs.shape[1], kind)
 
 
 def _logits(probs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -65,6 +83,10 @@ def fit_scaling(evidence: Evidence, kind: Calibration, notes: list[str]) -> Scal
 
     The shifts carry a small ridge penalty. With too few rows nothing is scaled, and a note says so.
     """
+    if evidence.several:
+        known = evidence.codes, evidence.probs, evidence.classes
+        fitted = label_decisions.fit_labels(*known, kind, evidence.what, notes)
+        return Scaling(*fitted, several=True)
     outputs = 1 if evidence.probs.shape[1] == 2 else evidence.probs.shape[1]
     identity = Scaling(1.0, np.zeros(outputs))
     if kind is Calibration.NONE:
@@ -101,8 +123,10 @@ def fit_scaling(evidence: Evidence, kind: Calibration, notes: list[str]) -> Scal
 
 def choose_threshold(
     evidence: Evidence, metric: Metric, config: TrainConfig, notes: list[str]
-) -> float | None:
+) -> metrics.Threshold:
     """Probability of the second class from which it is predicted; None: the likelier class.
+
+    With any number of labels, the probability (L,) from which each is given.
 
     Parameters
     ----------
@@ -121,6 +145,8 @@ def choose_threshold(
             f"--positive-label {config.positive_label}: the classes are"
             f" {', '.join(evidence.classes)}"
         )
+    if evidence.several:
+        return _label_thresholds(evidence, metric, config, notes)
     if targets != (None, None):
         if len(evidence.classes) != 2 or None not in targets:
             raise UsageError(
@@ -138,10 +164,28 @@ def choose_threshold(
     return metrics.best_threshold(evidence.codes, evidence.probs)
 
 
+def _label_thresholds(
+    evidence: Evidence, metric: Metric, config: TrainConfig, notes: list[str]
+) -> NDArray[np.float64]:
+    targets = {config.target_precision, config.target_recall} - {None}
+    if targets and (config.positive_label is None or len(targets) == 2):
+        raise UsageError(
+            "--target-precision, --target-recall: one of them, for the label that --positive-label"
+            " names"
+        )
+    thresholds = label_decisions.choose_thresholds(
+        evidence.codes, evidence.probs, evidence.classes, metric, evidence.what, notes
+    )
+    if targets:
+        at = evidence.classes.index(str(config.positive_label))
+        thresholds[at] = _for_target(evidence, config)
+    return thresholds
+
+
 def _for_target(evidence: Evidence, config: TrainConfig) -> float:
     positive = evidence.classes.index(config.positive_label or evidence.classes[1])
     p = evidence.probs[:, positive]
-    true = evidence.codes == positive
+    true = evidence.codes[:, positive] == 1 if evidence.several else evidence.codes == positive
     if true.sum() < MIN_CLASS_ROWS:
         raise DataError(
             f"{int(true.sum())} {evidence.what} rows of {evidence.classes[positive]!r}; a target"
@@ -166,11 +210,11 @@ def _for_target(evidence: Evidence, config: TrainConfig) -> float:
         at = int(fine[-1])
     low = p[order[ends[at] + 1]] if ends[at] + 1 < len(p) else 0.0
     between = 0.5 * (p[order[ends[at]]] + low)
-    return float(between if positive == 1 else 1.0 - between)
+    return float(between if positive == 1 or evidence.several else 1.0 - between)
 
 
 def choose_abstention(
-    evidence: Evidence, threshold: float | None, config: TrainConfig, notes: list[str]
+    evidence: Evidence, threshold: metrics.Threshold, config: TrainConfig, notes: list[str]
 ) -> float | None:
     """Probability of the chosen label under which no answer is given; None: always answer.
 
@@ -188,12 +232,12 @@ def choose_abstention(
     if config.target_accuracy is None:
         return config.abstain_below
     predicted = metrics.decide(evidence.probs, threshold)
-    sure = evidence.probs[np.arange(len(predicted)), predicted]
+    sure = metrics.certainty(evidence.probs, predicted)
     if len(sure) < MIN_ROWS:
         raise DataError(f"{len(sure)} {evidence.what} rows; --target-accuracy takes {MIN_ROWS}")
     order = np.argsort(-sure, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(sure[order])), len(sure) - 1)
-    share = np.cumsum(predicted[order] == evidence.codes[order])[ends] / (ends + 1)
+    share = np.cumsum(metrics.right(evidence.codes, predicted)[order])[ends] / (ends + 1)
     fine = np.flatnonzero((share >= config.target_accuracy) & (ends + 1 >= MIN_ANSWERS))
     if not len(fine):
         best = share[ends + 1 >= MIN_ANSWERS].max()

@@ -17,22 +17,23 @@ NAMES = {
 def model_card(head: Head, report: dict[str, Any]) -> str:
     """Markdown that says what the head is, what it needs and how well it does."""
     chosen, judged = report["chosen"], report["judged_on"]
+    several = head.multi_label
     rows = report["rows"]["train"] + (report["rows"]["val"] if chosen["refit"] else 0)
     lines = [
         "# Text classifier (SPIN head)",
         "",
-        f"Classes: {', '.join(head.classes)}",
+        *_classes(head),
         "",
         f"Reads {head.neurons} neurons ({_read(chosen)}) up to"
         f" {chosen['layer']} of the frozen model `{head.model['id']}`"
         f" ({head.model['architecture']}); trained on {rows} texts.",
         "",
         f"Chosen on {judged['rows']} {judged['what']} texts by {report['metric']}:"
-        f" {_how(chosen)}, temperature {report['calibration']['temperature']:.3g},"
-        f" threshold {head.threshold}, no answer below {head.abstain_below}.",
+        f" {_how(chosen)}, {_decisions(head, report)}, no answer below {head.abstain_below}.",
         "",
-        "| split | classifier | accuracy | macro-F1 | log loss | calibration error |",
-        "|---|---|---|---|---|---|",
+        f"| split | classifier | {'all labels right' if several else 'accuracy'} | macro-F1"
+        f"{' | micro-F1' if several else ''} | log loss | calibration error |",
+        "|---|---|---|---|---|---|" + "---|" * several,
     ]
     for key, name in NAMES.items():
         for split in ("val", "test"):
@@ -40,8 +41,11 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
                 s = report[key][split]
                 lines.append(
                     f"| {split} | {name} | {_sure(s, 'accuracy')} | {_sure(s, 'macro_f1')}"
+                    f"{' | ' + _sure(s, 'micro_f1') if several else ''}"
                     f" | {s['log_loss']:.4f} | {s['ece']:.4f} |"
                 )
+    if several:
+        lines += _labels(report)
     lines += ["", *_comparison(report), *(f"Note: {note}." for note in report["notes"])]
     lines += [
         "",
@@ -76,9 +80,43 @@ def _how(chosen: dict[str, Any]) -> str:
     return f"the mean of {len(parts)} heads' logits ({'; '.join(blended)})"
 
 
+def _classes(head: Head) -> list[str]:
+    if not head.multi_label:
+        return [f"Classes: {', '.join(head.classes)}"]
+    return [
+        f"Labels, of which a text may have any number: {', '.join(head.classes)}",
+        "",
+        "Multi-label: every label has a probability and a threshold of its own (one-versus-rest).",
+    ]
+
+
+def _decisions(head: Head, report: dict[str, Any]) -> str:
+    temperature = report["calibration"]["temperature"]
+    if not head.multi_label:
+        return f"temperature {temperature:.3g}, threshold {head.threshold}"
+    low, high = min(temperature), max(temperature)
+    return f"temperatures {low:.3g} to {high:.3g}, a threshold for each label"
+
+
+def _labels(report: dict[str, Any]) -> list[str]:
+    split = "test" if "test" in report["spin"] else "val"
+    lines = [
+        "",
+        f"| label | threshold | precision | recall | F1 | AUROC | {split} texts |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, s in report["spin"][split]["per_class"].items():
+        area = f"{s['auroc']:.4f}" if "auroc" in s else "–"
+        lines.append(
+            f"| {name} | {report['chosen']['threshold'][name]:.2f} | {_sure(s, 'precision')}"
+            f" | {_sure(s, 'recall')} | {_sure(s, 'f1')} | {area} | {s['rows']} |"
+        )
+    return lines
+
+
 def _sure(scores: dict[str, Any], metric: str) -> str:
     value = f"{scores[metric]:.4f}"
-    if "intervals" not in scores:
+    if metric not in scores.get("intervals", {}):
         return value
     low, high = scores["intervals"][metric]
     return f"{value} [{low:.3f}, {high:.3f}]"
@@ -90,10 +128,13 @@ def _comparison(report: dict[str, Any]) -> list[str]:
     found = report["comparison"]
     name = "macro_f1" if report["metric"] == "macro-f1" else "accuracy"
     difference = found["difference"][name]
+    test, p = "McNemar's", found.get("mcnemar_p")
+    if p is None:
+        test, p = "paired bootstrap's", difference["p"]
     low, high = difference["interval"]
     return [
         f"Against the best of the others on val ({NAMES[found['against']]}), on test:"
         f" {name.replace('_', '-')} {difference['value']:+.4f} [{low:+.4f}, {high:+.4f}],"
-        f" McNemar's p = {found['mcnemar_p']:.2g}.",
+        f" {test} p = {p:.2g}.",
         "",
     ]

@@ -143,7 +143,9 @@ def stack_depths(inputs: Inputs) -> list[int]:
 def fold_count(inputs: Inputs) -> int:
     """Folds of the cross-validation; 0: none."""
     config, n_val = inputs.config, len(inputs.rows["val"])
-    smallest = int(np.bincount(inputs.codes[inputs.search_rows]).min())
+    smallest = len(inputs.search_rows)  # labels are not dealt out one by one
+    if inputs.codes.ndim == 1:
+        smallest = int(np.bincount(inputs.codes[inputs.search_rows]).min())
     if config.cv is not None:
         if config.cv == 1 or config.cv > smallest:
             raise UsageError(

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from spin_cli import mask, probe
 from spin_cli.activations import Feature
 from spin_cli.config import worker_count
+from spin_cli.dataset.stratification import deal_out
 from spin_cli.training.pick import Judged, Part
 from spin_cli.training.search import Split, walk_strengths
 from spin_cli.training.table import Choice, Ranked, Reader
@@ -33,11 +34,13 @@ FROM, STEPS = 0.7, 6
 def fold_rows(
     codes: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """The fold (N,) of each row; every class is dealt out evenly over the folds.
+    """The fold (N,) of each row; every class, or label, is dealt out evenly over the folds.
 
     *groups* (N,): rows of one group stay together. The largest groups are dealt first, each to the
     fold with the fewest rows of its classes so far.
     """
+    if codes.ndim == 2:
+        return _fold_labels(codes, folds, seed, groups)
     order = np.random.default_rng(seed).permutation(len(codes))
     groups = np.arange(len(codes)) if groups is None else groups
     members: dict[int, list[int]] = {}
@@ -55,6 +58,19 @@ def fold_rows(
         for code in classes:
             held[k][code] += 1
     return fold
+
+
+def _fold_labels(
+    labels: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """As `fold_rows`; a group counts as one row that has all of its rows' labels."""
+    shares = (1.0 / folds,) * folds
+    if groups is None:
+        return deal_out(labels, shares, seed)
+    names, unit = np.unique(groups, return_inverse=True)
+    together = np.zeros((len(names), labels.shape[1]), np.int64)
+    np.maximum.at(together, unit, labels)
+    return np.asarray(deal_out(together, shares, seed)[unit])
 
 
 class Folds:
@@ -109,7 +125,7 @@ class Folds:
         def one(choice: Choice) -> None:
             values = reader.gather(choice)
             if values.shape[1] == 0:  # nothing was worth a weight in this fold
-                shares = np.bincount(part.codes[inside], minlength=part.n_classes) / len(inside)
+                shares = probe.class_shares(part.codes[inside], part.n_classes)
                 for strength in strengths[choice]:
                     probs[choice, strength][outside] = shares
             else:

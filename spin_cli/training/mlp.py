@@ -60,17 +60,19 @@ def fit_mlp(
 
     standard = probe.standardise(values[split.train])
     X, y = torch.from_numpy(standard.X), torch.from_numpy(split.codes[split.train])
+    several = y.dim() == 2
+    outputs = 1 if split.n_classes == 2 and not several else split.n_classes
     X_val, y_val = torch.from_numpy(standard.transform(values[split.val])), split.codes[split.val]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _model(X.shape[1], split.n_classes)
+            model = _model(X.shape[1], outputs)
             best: Layers | None = None
             lowest = float("inf")
             for epoch, _ in enumerate(_epochs(model, X, y, split, epochs or MOST_EPOCHS), 1):
-                probs = _probabilities(model, X_val, split.n_classes)
+                probs = _probabilities(model, X_val, split.n_classes, several)
                 loss = metrics.log_loss(y_val, probs)
                 if best is None or epoch == epochs or (epochs is None and loss < lowest):
                     lowest, best = loss, _keep(model, epoch, probs)
@@ -95,7 +97,7 @@ def fit_final_mlp(
     return replace(again, val_probs=found.val_probs), standard
 
 
-def _model(n: int, n_classes: int) -> torch.nn.Sequential:
+def _model(n: int, outputs: int) -> torch.nn.Sequential:
     import torch
 
     return torch.nn.Sequential(
@@ -103,7 +105,7 @@ def _model(n: int, n_classes: int) -> torch.nn.Sequential:
         torch.nn.Linear(n, UNITS),
         torch.nn.ReLU(),
         torch.nn.Dropout(DROPOUT),
-        torch.nn.Linear(UNITS, 1 if n_classes == 2 else n_classes),
+        torch.nn.Linear(UNITS, outputs),
     )
 
 
@@ -113,7 +115,7 @@ def _epochs(
     """Train, and come up for air after every epoch."""
     import torch
 
-    weight = torch.ones(len(y))
+    weight = torch.ones(y.shape)
     if split.class_weight is ClassWeight.BALANCED:
         balanced = probe.balanced_weights(split.codes[split.train], split.n_classes)
         weight = torch.from_numpy(balanced).float()
@@ -123,7 +125,9 @@ def _epochs(
         for rows in torch.randperm(len(y)).split(BATCH):  # type: ignore[no-untyped-call]
             optimiser.zero_grad()
             z = model(X[rows])
-            if split.n_classes == 2:
+            if y.dim() == 2:  # any number of labels
+                losses = torch.nn.functional.softplus(z * (1.0 - 2.0 * y[rows]))
+            elif split.n_classes == 2:
                 losses = torch.nn.functional.softplus(z[:, 0] * (1.0 - 2.0 * y[rows]))
             else:
                 losses = torch.nn.functional.cross_entropy(z, y[rows], reduction="none")
@@ -133,13 +137,14 @@ def _epochs(
 
 
 def _probabilities(
-    model: torch.nn.Sequential, X: torch.Tensor, n_classes: int
+    model: torch.nn.Sequential, X: torch.Tensor, n_classes: int, several: bool
 ) -> NDArray[np.float64]:
     import torch
 
     model.eval()
     with torch.no_grad():
-        return metrics.probabilities(model(X).double().numpy(), n_classes)
+        kind = "labels" if several else "multinomial"
+        return metrics.probabilities(model(X).double().numpy(), n_classes, kind)
 
 
 def _keep(model: torch.nn.Sequential, epoch: int, probs: NDArray[np.float64]) -> Layers:

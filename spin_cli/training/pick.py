@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from spin_cli import metrics
 from spin_cli.activations import Feature
 from spin_cli.config import Metric
+from spin_cli.label_metrics import best_thresholds, resampled
+from spin_cli.label_metrics import decide as label_decide
 from spin_cli.training.table import Choice, Reader
 
 RESAMPLES = 200
@@ -81,8 +83,8 @@ class Judged:
 
 
 def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
-    """*metric* on some rows; macro-F1 of two classes at its best threshold on them."""
-    if metric is Metric.MACRO_F1 and probs.shape[1] == 2:
+    """*metric* on some rows; macro-F1 of two classes or of labels at its best threshold on them."""
+    if metric is Metric.MACRO_F1 and probs.shape[1] == 2 and y.ndim == 1:
         return metrics.macro_f1(y, metrics.decide(probs, metrics.best_threshold(y, probs)), 2)
     return metrics.score_function(metric)(y, probs)
 
@@ -120,6 +122,10 @@ def _near(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> lis
             return np.array([-losses[rows].mean() for rows in samples])
         if metric is Metric.AUROC:
             return np.array([score(metric, y[rows], item.probs[rows]) for rows in samples])
+        if y.ndim == 2:
+            name = "accuracy" if metric is Metric.ACCURACY else "macro_f1"
+            tuned = None if metric is Metric.ACCURACY else best_thresholds(y, item.probs)
+            return resampled(y, label_decide(item.probs, tuned), samples)[name]
         threshold = None
         if metric is Metric.MACRO_F1 and n_classes == 2:
             threshold = metrics.best_threshold(y, item.probs)

@@ -17,6 +17,8 @@ from spin_cli.head import Head
 from spin_cli.training import baselines
 from spin_cli.training.calibration import MIN_ROWS, Evidence, Scaling
 from spin_cli.training.inputs import Inputs, make_reader
+from spin_cli.training.label_decisions import choose_thresholds
+from spin_cli.training.label_report import compare_labels
 from spin_cli.training.pick import Judged, Part, frontier, score
 from spin_cli.training.search import fit_columns
 from spin_cli.training.table import Reader
@@ -73,16 +75,18 @@ def measure(
     y[found.evidence.what] = found.evidence.codes
     rivals = find_rivals(reader, tester, inputs, notes)
     scores = {
-        name: metrics.evaluate(y[name], probs, inputs.classes, head.threshold)
+        name: metrics.evaluate(y[name], probs, inputs.classes, head.limits)
         for name, probs in spin.items()
     }
     codes = inputs.codes[inputs.search_rows if found.crossed else inputs.rows["val"]]
     report = {
+        **({"multi_label": True} if head.multi_label else {}),
         "metric": inputs.metric.value,
         "head": inputs.config.head.value,
         "penalty": inputs.config.penalty.value,
         "chosen": describe(found.best, inputs, found.evidence.codes)
-        | {"threshold": head.threshold, "abstain_below": head.abstain_below, "refit": found.refit},
+        | {"threshold": _plain(head.limits, inputs)}
+        | {"abstain_below": head.abstain_below, "refit": found.refit},
         "judged_on": {"what": found.evidence.what, "rows": len(found.evidence.codes)},
         "layers_total": len(inputs.activations["layers"]) - 1,
         "neurons_total": sum(
@@ -103,7 +107,7 @@ def measure(
     if head.abstain_below is not None:
         report["answered"] = {name: _answered(y[name], probs, head) for name, probs in spin.items()}
     if "test" in y:
-        _compare(report, spin["test"], rivals, y, inputs, head.threshold)
+        _compare(report, spin["test"], rivals, y, inputs, head.limits)
     return report
 
 
@@ -158,9 +162,19 @@ def whole_layer(
     return Rival(what, probs)
 
 
-def _threshold_of(rival: Rival, inputs: Inputs) -> float | None:
+def _plain(threshold: metrics.Threshold, inputs: Inputs) -> Any:
+    """A threshold as plain values, those of labels with their names."""
+    if not isinstance(threshold, np.ndarray):
+        return threshold
+    return dict(zip(inputs.classes, threshold.tolist(), strict=True))
+
+
+def _threshold_of(rival: Rival, inputs: Inputs) -> metrics.Threshold:
     """A rival's threshold is tuned where the head's is, so that neither has an advantage."""
     val = inputs.codes[inputs.rows["val"]]
+    if val.ndim == 2:
+        known = val, rival.probs["val"], inputs.classes
+        return choose_thresholds(*known, inputs.metric, "val", [])
     wanted = inputs.metric is Metric.MACRO_F1 and len(inputs.classes) == 2
     tuned = wanted and len(val) >= MIN_ROWS
     return metrics.best_threshold(val, rival.probs["val"]) if tuned else None
@@ -172,7 +186,7 @@ def _rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]])
         name: metrics.evaluate(y[name], probs, inputs.classes, threshold)
         for name, probs in rival.probs.items()
     }
-    return rival.what | {"threshold": threshold} | scores
+    return rival.what | {"threshold": _plain(threshold, inputs)} | scores
 
 
 def _calibration(
@@ -185,7 +199,7 @@ def _calibration(
     before = metrics.calibration_error(found.evidence.codes, found.evidence.probs)
     entry: dict[str, Any] = {
         "kind": inputs.config.calibration.value,
-        "temperature": 1.0 / scaling.slope,
+        "temperature": np.asarray(1.0 / scaling.slope).tolist(),
         "shift": scaling.shift.tolist(),
         "ece_before": {found.evidence.what: before},
         "ece": {name: metrics.calibration_error(y[name], p) for name, p in spin.items()},
@@ -199,7 +213,7 @@ def _calibration(
 def _answered(y: NDArray[np.int64], probs: Probs, head: Head) -> dict[str, float]:
     """Share of rows that get an answer, and the accuracy of these answers."""
     given = ~head.abstains(probs)
-    right = head.decide(probs) == y
+    right = metrics.right(y, head.decide(probs))
     return {
         "share": float(given.mean()),
         "accuracy": float(right[given].mean()) if given.any() else float("nan"),
@@ -212,7 +226,7 @@ def _compare(
     rivals: dict[str, Rival],
     y: dict[str, NDArray[np.int64]],
     inputs: Inputs,
-    threshold: float | None,
+    threshold: metrics.Threshold,
 ) -> None:
     """Add intervals to every test score, and the tests against the rival that is best on val."""
     test, n_classes = y["test"], len(inputs.classes)
@@ -220,13 +234,16 @@ def _compare(
     said = {"spin": metrics.decide(probs, threshold)}
     for name, rival in rivals.items():
         said[name] = metrics.decide(rival.probs["test"], _threshold_of(rival, inputs))
+    val = inputs.codes[inputs.rows["val"]]
+    best = max(rivals, key=lambda name: score(inputs.metric, val, rivals[name].probs["val"]))
+    if test.ndim == 2:
+        compare_labels(report, test, said, best, rows, LEVEL)
+        return
     drawn = {name: _resampled(test, codes, rows, n_classes) for name, codes in said.items()}
     for name, samples in drawn.items():
         report[name]["test"]["intervals"] = {
             metric: _interval(values) for metric, values in samples.items()
         }
-    val = inputs.codes[inputs.rows["val"]]
-    best = max(rivals, key=lambda name: score(inputs.metric, val, rivals[name].probs["val"]))
     report["comparison"] = {
         "against": best,
         "level": LEVEL,

@@ -36,6 +36,7 @@ class Split:
     """Rows of one matrix of columns, divided."""
 
     codes: NDArray[np.int64]
+    """(N,), or (N, n_classes), 1 where a label applies."""
     train: NDArray[np.intp]
     val: NDArray[np.intp]
     n_classes: int

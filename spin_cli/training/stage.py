@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import artifacts, probe
+from spin_cli.activations import separator_of
 from spin_cli.config import (
     CV_FOLDS,
     HeadKind,
@@ -100,11 +101,13 @@ def train(
         save_head(folder, head)
         artifacts.write_json(folder / METRICS, report)
         artifacts.write_text(folder / CARD, model_card(head, report))
-        content = {
+        content: dict[str, Any] = {
             "request": request_of(selection, config),
             "parent": artifacts.parent_entry(output, source, selection),
             "classes": inputs.classes,
         }
+        if head.multi_label:
+            content["multi_label"] = True
         manifest = artifacts.write_manifest(folder, "head", content)
         log = {"seconds": round(time.time() - started, 2)}
         artifacts.write_log(folder, log)
@@ -191,6 +194,7 @@ def build_head(
     scaling = fit_scaling(evidence, config.calibration, notes)
     evidence = replace(evidence, probs=scaling.apply(evidence.probs))
     threshold = choose_threshold(evidence, inputs.metric, config, notes)
+    tuned = threshold if isinstance(threshold, np.ndarray) else None
     features = tuple(
         HeadFeature(f.layer, f.site, f.pooling, f.width, neurons)
         for f, neurons in found.best.columns(reader)
@@ -199,14 +203,16 @@ def build_head(
     head = Head(
         classes=tuple(inputs.classes),
         features=features,
-        weight=(weights.weight * np.float32(scaling.slope)).astype(np.float32),
+        weight=(weights.weight * np.float32(scaling.slope).reshape(-1, 1)).astype(np.float32),
         bias=weights.bias * scaling.slope + scaling.shift,
-        threshold=threshold,
+        threshold=None if isinstance(threshold, np.ndarray) else threshold,
         blocks=blocks_needed([f.layer for f in features]),
         storage_dtype=inputs.dtype,
         model=manifest["request"]["model"],
         reading=manifest["request"]["options"]["model"],
         hidden=weights.hidden,
         abstain_below=choose_abstention(evidence, threshold, config, notes),
+        thresholds=tuned,
+        label_separator=separator_of(manifest),
     )
     return head, scaling
