@@ -122,6 +122,10 @@ class Head:
         """Predicted class codes (B,) for `probabilities`; labels: (B, L), 1 where one is given."""
         return np.asarray(metrics.decide(probs, self.limits), np.int64)
 
+    def names(self, given: NDArray[np.int64]) -> list[str]:
+        """The labels of one row (L,) of `decide`."""
+        return [name for name, there in zip(self.classes, given, strict=True) if there]
+
     def certainty(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability (B,) that the answer is right: that of the chosen class.
 

@@ -122,6 +122,15 @@ def predict(
     ] = 0,
     text_column: o.TextColumn = "text",
     label_column: o.LabelColumn = "label",
+    label_separator: Annotated[
+        str | None,
+        typer.Option(
+            "--label-separator",
+            metavar="TEXT",
+            help="Between several labels, in and out [default: as trained].",
+            rich_help_panel=o.INPUT,
+        ),
+    ] = None,
     id_column: o.IdColumn = None,
     format: o.FileFormat = Format.AUTO,  # noqa: A002 - the option's own name
     model: Annotated[
@@ -152,7 +161,8 @@ def predict(
         text_column=text_column, label_column=label_column, id_column=id_column, format=format,
         output_format=output_format, model=model, dtype=dtype, device=device,
         adapter=None if adapter is None else str(adapter), device_map=read_map(device_map),
-        batch_tokens=batch_tokens, evaluate=evaluate, output=output, keep_columns=keep_columns,
+        batch_tokens=batch_tokens, evaluate=evaluate, label_separator=label_separator,
+        output=output, keep_columns=keep_columns,
         on_error=on_error, threshold=threshold, top=top,
         explain=explain or (5 if explain_tokens else 0), explain_tokens=explain_tokens, watch=watch,
     )  # fmt: skip

@@ -29,6 +29,7 @@ class Run:
 
         if resume:
             resuming.check_resumable(config.output_format, config)
+        config = prediction.settle(head, config)
         self.head, self.source, self.config, self.ranks = head, source, config, ranks
         self.count, self.errors, self.first_error = 0, 0, ""
         self.resume, self.kept = resume, 0
@@ -88,7 +89,9 @@ class Run:
                     pass
                 return
             head = self.predictor.head
-            style = Style(head.classes, config, head.abstain_below is not None)
+            style = Style(
+                head.classes, config, head.abstain_below is not None, head.label_separator
+            )
             with writing(config.output, style, append=self.kept > 0) as write:
                 for window in windows:
                     self._count(window)  # before they are written: a wrong label stops the run
@@ -150,6 +153,7 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
     named = {
         "accuracy": "accuracy",
         "macro_f1": "macro-F1",
+        "micro_f1": "micro-F1",
         "auroc": "AUROC",
         "log_loss": "log loss",
     }
@@ -172,14 +176,15 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
             for name, c in scores["per_class"].items()
         ],
     )
-    print_table(
-        "Confusion matrix",
-        ["true \\ answer", *names],
-        [
-            [name, *[f"{n:,}" for n in row]]
-            for name, row in zip(names, scores["confusion"], strict=True)
-        ],
-    )
+    if "confusion" in scores:
+        print_table(
+            "Confusion matrix",
+            ["true \\ answer", *names],
+            [
+                [name, *[f"{n:,}" for n in row]]
+                for name, row in zip(names, scores["confusion"], strict=True)
+            ],
+        )
     print_table(
         f"Reliability (expected calibration error {scores['reliability']['ece']:.4f})",
         ["probability", "rows", "stated", "right"],

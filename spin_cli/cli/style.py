@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from spin_cli.config import PredictConfig
+from spin_cli.config import OutputFormat, PredictConfig
 
 if TYPE_CHECKING:  # torch has to wait until a command runs
     from spin_cli.prediction import Prediction
@@ -22,6 +22,8 @@ class Style:
     config: PredictConfig
     abstains: bool = False
     """Whether each row says if it is too uncertain to be given."""
+    separator: str | None = None
+    """Between the labels in a cell of a table, where a text may have any number of them."""
 
     def names(self, inputs: Sequence[str]) -> list[str]:
         """Columns of a table; *inputs* are those that are carried through."""
@@ -53,7 +55,9 @@ class Style:
         }
         if found.abstained is not None:
             record["abstained"] = found.abstained
-        if found.why is not None:
+        if isinstance(found.why, list):
+            record["why"] = {name: _reasons(why) for name, why in found.why}
+        elif found.why is not None:
             record["why"] = _reasons(found.why)
         if found.columns is not None:
             record["columns"] = found.columns
@@ -62,6 +66,8 @@ class Style:
     def row(self, found: Prediction) -> dict[str, Any]:
         """A prediction as one row of a table."""
         record = self.record(found)
+        if isinstance(found.label, list) and self.config.output_format is not OutputFormat.PARQUET:
+            record["label"] = str(self.separator).join(found.label)
         columns, probs = record.pop("columns", {}), record.pop("probs", {})
         if self.config.top is None:
             record |= {f"prob_{name}": p for name, p in probs.items()}

@@ -228,6 +228,7 @@ def _parquet_writer(path: Path, style: Style) -> Iterator[Write]:
                 (
                     name,
                     pa.float64() if name in numbers else pa.bool_() if name in flags
+                    else pa.list_(pa.string()) if name == "label" and style.separator
                     else pa.string(),
                 )
                 for name in names

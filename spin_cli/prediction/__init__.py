@@ -1,7 +1,7 @@
 """Stage 4: new texts to labels, as a stream."""
 
 from spin_cli.prediction.exits import check_exit
-from spin_cli.prediction.predictor import Predictor, open_predictor
+from spin_cli.prediction.predictor import Predictor, open_predictor, settle
 from spin_cli.prediction.scoring import Evaluation
 from spin_cli.prediction.stream import Prediction, predict, read_input
 
@@ -13,4 +13,5 @@ __all__ = [
     "open_predictor",
     "predict",
     "read_input",
+    "settle",
 ]

@@ -36,6 +36,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
     ----------
     classes_ : ndarray of str
         Label names; the columns of `predict_proba`.
+    multilabel_ : bool
+        Whether a text may have any number of them: then `predict` gives an indicator matrix and
+        `predict_proba` independent probabilities, as scikit-learn's OneVsRestClassifier does.
 
     Examples
     --------
@@ -82,6 +85,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         )
         self.predictor_: Predictor = open_predictor(Path(self.head), config)
         self.classes_ = np.array(self.predictor_.head.classes)
+        self.multilabel_ = self.predictor_.head.multi_label
         return self
 
     def predict_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
@@ -103,9 +107,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             return np.asarray(np.log(self.predict_proba(X)))
 
     def predict(self, X: Sequence[str]) -> NDArray[Any]:
-        """Labels (n,) of n texts, by the head's own threshold where it has one."""
+        """Labels (n,) of n texts, by the head's own threshold where it has one.
+
+        Of a multi-label head an indicator (n, n_classes) of int, 1 where a label is given.
+        """
         probs = self.predict_proba(X)
-        return np.asarray(self.classes_[self._loaded().decide(probs)])
+        said = self._loaded().decide(probs)
+        return said if said.ndim == 2 else np.asarray(self.classes_[said])
 
     def _loaded(self) -> Predictor:
         from sklearn.utils.validation import check_is_fitted

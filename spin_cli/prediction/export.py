@@ -211,12 +211,24 @@ def _save_rest(predictor: Predictor, place: Path) -> None:
         "prompt_template": options.prompt_template,
         "special_tokens": options.special_tokens,
     }
+    if head.thresholds is not None:
+        labels["multi_label"] = True
+        labels["thresholds"] = dict(zip(head.classes, head.thresholds.tolist(), strict=True))
     artifacts.write_json(place / LABELS, labels)
     artifacts.write_text(place / CARD, _card(predictor))
 
 
 def _card(predictor: Predictor) -> str:
     classes = json.dumps(list(predictor.head.classes), ensure_ascii=False)
+    decision = (
+        f"With two classes and a `threshold` in {LABELS}, the second is predicted from that"
+        " probability on."
+    )
+    if predictor.head.multi_label:
+        decision = (
+            "A text may have any number of these: each is given from its own probability on, of"
+            f" `thresholds` in {LABELS}."
+        )
     return f"""# Exported text classifier
 
 Classes, in the order of the probabilities: {classes}
@@ -237,7 +249,7 @@ print(program(batch["input_ids"], batch["attention_mask"]))
 
 Longer texts are cut here, template and all, where spin keeps the template whole or, as `long` in
 {LABELS} may say, reads them in windows.
-With two classes and a `threshold` in {LABELS}, the second is predicted from that probability on.
+{decision}
 `{ONNX}`, where it is there, takes the same two inputs.
 """
 

@@ -23,7 +23,7 @@ from spin_cli.config import (
     StorageDtype,
     from_plain,
 )
-from spin_cli.errors import ArtifactError
+from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import Head, HeadFeature, load_head
 
 STORED = {
@@ -116,7 +116,7 @@ class Predictor:
         return self.head.probabilities(values)
 
     def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Class numbers (n,) for probabilities (n, n_classes)."""
+        """Class numbers (n,), or labels (n, n_classes), for probabilities (n, n_classes)."""
         return self.head.decide(probs)
 
 
@@ -145,6 +145,7 @@ def open_predictor(folder: Path, config: PredictConfig, *, whole: bool = False) 
     """
     artifacts.read_manifest(folder, "head")
     head = load_head(folder)
+    head = _with_separator(head, config.label_separator)
     if config.threshold is not None:
         head = replace(head, abstain_below=config.threshold)
     options = _model_options(folder, head, config)
@@ -152,6 +153,25 @@ def open_predictor(folder: Path, config: PredictConfig, *, whole: bool = False) 
     model = backbone.load(options, depth=depth)
     _check_model(folder, head, model)
     return Predictor(head, model, None if whole else _narrow(head, model))
+
+
+def _with_separator(head: Head, separator: str | None) -> Head:
+    """A multi-label head that splits and joins labels by another separator."""
+    if separator is None:
+        return head
+    if not head.multi_label:
+        raise UsageError("--label-separator: the head gives one label to a text")
+    if any(separator in name for name in head.classes):
+        raise UsageError(f"--label-separator {separator}: a label's name holds it")
+    return replace(head, label_separator=separator)
+
+
+def settle(folder: Path, config: PredictConfig) -> PredictConfig:
+    """*config* with the label separator of the head, which is needed to read labels by."""
+    if not config.evaluate or config.label_separator is not None:
+        return config
+    artifacts.read_manifest(folder, "head")
+    return replace(config, label_separator=load_head(folder).label_separator)
 
 
 def _narrow(head: Head, model: Backbone) -> NDArray[np.int32] | None:

@@ -147,6 +147,8 @@ def trace(
     limit = config.threshold
     if limit is None:
         own = predictor.head.threshold if watched == 1 else None
+        if predictor.head.thresholds is not None:
+            own = float(predictor.head.thresholds[watched])
         limit = DEFAULT_THRESHOLD if own is None else own
     for window in live_windows(items) if live else fixed_windows(items):
         encoded = encode_rows(predictor, window)

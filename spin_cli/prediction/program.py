@@ -64,7 +64,9 @@ class Program(nn.Module):
             hidden = x @ self.get_buffer("hidden_weight").T + self.get_buffer("hidden_bias")
             x = torch.relu(hidden)
         logits = x @ self.get_buffer("weight").T + self.get_buffer("bias")
-        if len(predictor.head.classes) == 2:
+        if predictor.head.multi_label:
+            return torch.sigmoid(logits)
+        if predictor.head.outputs == 1:
             return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], 1)
         return torch.softmax(logits, 1)
 

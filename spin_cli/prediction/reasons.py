@@ -85,7 +85,7 @@ def contributions(
             "Train a linear head.",
         )
     weight = head.weight.astype(np.float64)
-    if len(head.classes) == 2:
+    if head.outputs == 1:
         sign = np.where(labels == 1, 1.0, -1.0)
         return values * weight[0] * sign[:, None], head.bias[0] * sign
     return values * weight[labels], head.bias[labels]
@@ -125,6 +125,31 @@ def explain(
         signs = np.sign(contributions(predictor.head, np.ones_like(values), labels)[0])
         return add_tokens(predictor, encoded, found, order, signs)
     return found
+
+
+def explain_answers(
+    predictor: Predictor,
+    encoded: Sequence[Encoded],
+    values: NDArray[np.float32],
+    probs: NDArray[np.float64],
+    config: PredictConfig,
+) -> list[Reasons] | list[list[tuple[str, Reasons]]]:
+    """`explain` each text's answer.
+
+    Where a text may have any number of labels, each one that is given, with its name; where none
+    is, the likeliest.
+    """
+    head, said = predictor.head, predictor.decide(probs)
+    if not head.multi_label:
+        return list(explain(predictor, encoded, values, said, config))
+    nothing = ~said.any(1)
+    said[nothing, probs[nothing].argmax(1)] = 1
+    rows, labels = np.nonzero(said)
+    found = explain(predictor, [encoded[row] for row in rows], values[rows], labels, config)
+    listed: list[list[tuple[str, Reasons]]] = [[] for _ in encoded]
+    for row, label, reasons in zip(rows.tolist(), labels.tolist(), found, strict=True):
+        listed[row].append((head.classes[label], reasons))
+    return listed
 
 
 def neuron_names(head: Head) -> list[Reason]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spin_cli.config import OutputFormat, PredictConfig
-from spin_cli.dataset import BadRow, Row
+from spin_cli.dataset import BadRow, Row, split_labels
 from spin_cli.errors import ArtifactError, DataError, UsageError
 from spin_cli.prediction.predictor import Predictor
 from spin_cli.prediction.stream import FIRST_WINDOW, WINDOW, Prediction
@@ -125,8 +125,9 @@ def _restore(
             columns = {f"prob_{name}": name for name in predictor.head.classes}
             named = {columns[key]: float(record[key]) for key in columns if key in record}
         probs = {str(name): float(p) for name, p in named.items()}
-        label = str(record["label"])
-        if label not in predictor.head.classes or not set(probs) <= set(predictor.head.classes):
+        label = _label(record["label"], predictor)
+        given = label if isinstance(label, list) else [label]
+        if not {*given, *probs} <= set(predictor.head.classes):
             raise ValueError("other classes than the head's")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
@@ -135,6 +136,14 @@ def _restore(
         ) from error
     truth = item.label if isinstance(item, Row) else None
     return Prediction(item.id, item.line, label=label, probs=probs, truth=truth)
+
+
+def _label(written: Any, predictor: Predictor) -> str | list[str]:
+    if not predictor.head.multi_label:
+        return str(written)
+    if isinstance(written, list):
+        return [str(name) for name in written]
+    return split_labels(written, str(predictor.head.label_separator))
 
 
 def _records(path: Path, kind: OutputFormat) -> Iterator[tuple[dict[str, Any], int]]:

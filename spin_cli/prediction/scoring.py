@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
+from spin_cli.dataset import split_labels
 from spin_cli.errors import DataError
 from spin_cli.head import Head
+from spin_cli.label_metrics import macro_f1, micro_f1
 from spin_cli.prediction.stream import Prediction
 
 CONFIDENCE, BINS = 0.95, 10
@@ -24,22 +26,36 @@ class Evaluation:
     def __init__(self, head: Head) -> None:
         self._head = head
         self._number = {name: code for code, name in enumerate(head.classes)}
-        self._codes: list[int] = []
+        self._codes: list[Any] = []
         self._probs: list[NDArray[np.float64]] = []
-        self._predicted: list[int] = []
+        self._predicted: list[Any] = []
 
     def add(self, found: Prediction) -> None:
         """Take in one row; `DataError` where its label is none of the head's."""
         if found.error is not None or found.label is None:
             return
-        if found.truth not in self._number:
-            raise DataError(
-                f"line {found.line}: label {found.truth!r} is none of the head's classes"
-                f" ({', '.join(self._head.classes)})"
-            )
-        self._codes.append(self._number[found.truth])
+        self._codes.append(self._code(found, found.truth))
         self._probs.append(np.array(list(found.probs.values()), np.float64))
-        self._predicted.append(self._number[found.label])
+        self._predicted.append(self._code(found, found.label))
+
+    def _code(self, found: Prediction, label: str | list[str] | None) -> Any:
+        """The class's number; of labels an indicator (L,)."""
+        several = self._head.multi_label
+        names = [str(label)] if not several else label
+        if several and not isinstance(label, list):
+            names = split_labels(label or "", str(self._head.label_separator))
+        for name in names or ():
+            if name not in self._number:
+                raise DataError(
+                    f"line {found.line}: label {name!r} is none of the head's classes"
+                    f" ({', '.join(self._head.classes)})"
+                )
+        codes = [self._number[name] for name in names or ()]
+        if not several:
+            return codes[0]
+        given = np.zeros(len(self._number), np.int64)
+        given[codes] = 1
+        return given
 
     def result(self) -> dict[str, Any]:
         """The metrics, as in ``metrics.json``, with intervals and a reliability table."""
@@ -47,10 +63,10 @@ class Evaluation:
             raise DataError("no rows to evaluate")
         codes, probs = np.array(self._codes), np.stack(self._probs)
         predicted = np.array(self._predicted)
-        scores = metrics.evaluate(codes, probs, self._head.classes, self._head.threshold)
+        scores = metrics.evaluate(codes, probs, self._head.classes, self._head.limits)
         scores["intervals"] = intervals(codes, probs, predicted)
         scores["reliability"] = reliability(
-            np.equal(codes, predicted), probs[np.arange(len(probs)), predicted]
+            metrics.right(codes, predicted), metrics.certainty(probs, predicted)
         )
         return scores
 
@@ -62,24 +78,28 @@ def intervals(
 
     Parameters
     ----------
-    codes : (n,) true class numbers
+    codes : (n,) true class numbers, or (n, n_classes), 1 where a label applies
     probs : (n, n_classes)
-    predicted : (n,) class numbers answered
+    predicted : as *codes*, what was answered
     seed : int
 
     Returns
     -------
     dict
-        ``[low, high]`` of accuracy, macro-F1, log loss and, for two classes, AUROC.
+        ``[low, high]`` of accuracy, macro-F1, log loss and, for two classes, AUROC; with labels
+        of micro-F1 too.
     """
     n, n_classes = probs.shape
-    losses, right = metrics.row_losses(codes, probs), np.asarray(codes == predicted, np.float64)
+    losses, right = metrics.row_losses(codes, probs), metrics.right(codes, predicted).astype(float)
     functions: dict[str, Callable[[NDArray[Any]], float]] = {
         "accuracy": lambda at: float(right[at].mean()),
         "macro_f1": lambda at: metrics.macro_f1(codes[at], predicted[at], n_classes),
         "log_loss": lambda at: float(losses[at].mean()),
     }
-    if n_classes == 2:
+    if codes.ndim == 2:
+        for name, function in (("micro_f1", micro_f1), ("macro_f1", macro_f1)):
+            functions[name] = lambda at, function=function: function(codes[at], predicted[at])
+    elif n_classes == 2:
         functions["auroc"] = lambda at: metrics.auroc(codes[at], probs[at, 1])
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in functions}

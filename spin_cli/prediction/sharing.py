@@ -108,8 +108,14 @@ def _restore(plain: dict[str, Any]) -> Prediction:
     why = plain.pop("why")
     if why is None:
         return Prediction(**plain)
+    if isinstance(why, list):
+        return Prediction(**plain, why=[(name, _reasons(each)) for name, each in why])
+    return Prediction(**plain, why=_reasons(why))
+
+
+def _reasons(why: dict[str, Any]) -> Reasons:
     neurons = tuple(
         Reason(**reason | {"tokens": tuple(Token(**token) for token in reason["tokens"])})
         for reason in why.pop("neurons")
     )
-    return Prediction(**plain, why=Reasons(**why, neurons=neurons))
+    return Reasons(**why, neurons=neurons)

@@ -21,8 +21,9 @@ from spin_cli.backbone import Encoded
 from spin_cli.config import OnError, PredictConfig
 from spin_cli.dataset import BadRow, Row, read_items
 from spin_cli.errors import DataError
+from spin_cli.head import Head
 from spin_cli.prediction.predictor import Predictor
-from spin_cli.prediction.reasons import Reasons, explain
+from spin_cli.prediction.reasons import Reasons, explain_answers
 
 FIRST_WINDOW, WINDOW = 16, 512
 """Texts handled together: few at first, so that the first answer comes soon."""
@@ -35,13 +36,16 @@ class Prediction:
 
     id: str | None
     line: int
-    label: str | None = None
+    label: str | list[str] | None = None
+    """Where a text may have any number of labels, a list."""
     prob: float | None = None
+    """That the label is right; of labels, that exactly these apply, taken as independent."""
     probs: dict[str, float] = field(default_factory=dict)
     truncated: bool | None = None
     abstained: bool | None = None
     """Whether the probability is too low to be trusted; None where no limit is set."""
-    why: Reasons | None = None
+    why: Reasons | list[tuple[str, Reasons]] | None = None
+    """With labels, for each given one, or for the likeliest where none is."""
     error: str | None = None
     truth: str | None = None
     """The input's label, where it was read."""
@@ -49,13 +53,17 @@ class Prediction:
 
 
 def read_input(source: str, config: PredictConfig) -> Iterator[Row | BadRow]:
-    """Rows to classify, from a file or ``-``; labels are read where they are needed."""
+    """Rows to classify, from a file or ``-``; labels are read where they are needed.
+
+    For a multi-label head that is evaluated ``config.label_separator`` has to be set: `settle`.
+    """
     return read_items(
         source,
         format=config.format,
         text_column=config.text_column,
         label_column=config.label_column if config.evaluate else None,
         id_column=config.id_column,
+        label_separator=config.label_separator if config.evaluate else None,
         require_label=config.evaluate,
         keep_columns=config.keep_columns,
     )
@@ -188,10 +196,11 @@ def _classify(
     values = predictor.rounded(predictor.gather(texts))
     probs = predictor.classify(values)
     labels = predictor.decide(probs)
+    sure = predictor.head.certainty(probs)
     unsure = None
     if predictor.head.abstain_below is not None:
         unsure = predictor.head.abstains(probs)
-    whys = explain(predictor, texts, values, labels, config) if config.explain else None
+    whys = explain_answers(predictor, texts, values, probs, config) if config.explain else None
     answers, at = [], 0
     for item, ids in zip(window, encoded, strict=True):
         if isinstance(ids, DataError):
@@ -201,28 +210,32 @@ def _classify(
         why = None if whys is None else whys[at]
         abstained = None if unsure is None else bool(unsure[at])
         answers.append(
-            _prediction(predictor, item, ids, probs[at], int(labels[at]), abstained, why)
+            _prediction(
+                predictor.head, item, ids, probs[at], labels[at], float(sure[at]), abstained, why
+            )
         )
         at += 1
     return answers
 
 
 def _prediction(
-    predictor: Predictor,
+    head: Head,
     row: Row,
     encoded: Encoded,
     probs: NDArray[np.float64],
-    label: int,
+    label: Any,
+    sure: float,
     abstained: bool | None,
-    why: Reasons | None,
+    why: Reasons | list[tuple[str, Reasons]] | None,
 ) -> Prediction:
     rounded = [round(float(p), 6) for p in probs]
-    named = dict(zip(predictor.head.classes, rounded, strict=True))
+    named = dict(zip(head.classes, rounded, strict=True))
+    several = head.multi_label
     return Prediction(
         id=row.id,
         line=row.line,
-        label=predictor.head.classes[label],
-        prob=rounded[label],
+        label=head.names(label) if several else head.classes[label],
+        prob=round(sure, 6) if several else rounded[label],
         probs=named,
         truncated=encoded.truncated,
         abstained=abstained,
