@@ -111,6 +111,7 @@ def _fit_labels(
     max_iter: int,
 ) -> Fit:
     Y, weight = check_labels(X, Y, sample_weight)
+    X = check_data(X, Y[:, 0], 2, None)[0]
     if l1 == 0.0 and not isinstance(X, Blocks):
         return fit_ridge(X, Y, weight, l2, init, tol, max_iter)
     parts = [
