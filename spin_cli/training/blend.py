@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
+from spin_cli.training.label_decisions import logits as label_logits
 from spin_cli.training.pick import Judged, Part
 from spin_cli.training.table import Choice
 
@@ -31,30 +32,34 @@ def blends(
     judged : heads and their probabilities on the same rows, with codes *y*
     count : how many neurons some choices read together
     """
-    logs = np.stack([_centred(item.probs) for item in judged])
+    kind = "labels" if y.ndim == 2 else "multinomial"
+    logs = np.stack([_logits(item.probs, kind) for item in judged])
     found: list[Judged] = []
     for depth in sorted({item.depth for item in judged}):
         within = [i for i, item in enumerate(judged) if item.depth <= depth]
-        members = _greedy(logs[within], y)
+        members = _greedy(logs[within], y, kind)
         chosen = [judged[within[i]] for i in members]
         parts = _parts(chosen)
         if len(parts) == 1 or max(part.choice.depth for part in parts) < depth:
             continue
         neurons = count(*(part.choice for part in parts))
-        probs = mean_probs([item.probs for item in chosen], [1 / len(chosen)] * len(chosen))
+        probs = mean_probs([item.probs for item in chosen], [1 / len(chosen)] * len(chosen), kind)
         found.append(Judged(parts, neurons, probs))
     return found
 
 
 def mean_probs(
-    probs: Sequence[NDArray[np.float64]], shares: Sequence[float]
+    probs: Sequence[NDArray[np.float64]], shares: Sequence[float], kind: str = "multinomial"
 ) -> NDArray[np.float64]:
-    """Class probabilities (N, n_classes) of the weighted mean of heads' logits."""
-    total = sum(share * _centred(each) for share, each in zip(shares, probs, strict=True))
-    return _normed(np.asarray(total))
+    """Class probabilities (N, n_classes) of the weighted mean of heads' logits.
+
+    *kind*: ``labels`` where those of a row are independent of one another.
+    """
+    total = sum(share * _logits(each, kind) for share, each in zip(shares, probs, strict=True))
+    return _probabilities(np.asarray(total), kind)
 
 
-def _greedy(logs: NDArray[np.float64], y: NDArray[np.int64]) -> list[int]:
+def _greedy(logs: NDArray[np.float64], y: NDArray[np.int64], kind: str) -> list[int]:
     """Heads taken one by one, each that which lowers the log loss of the mean most, also again.
 
     Forward selection with replacement (Caruana et al. 2004): as few steps as bring a gain, so that
@@ -64,7 +69,9 @@ def _greedy(logs: NDArray[np.float64], y: NDArray[np.int64]) -> list[int]:
     taken: list[int] = []
     last = np.inf
     while len(taken) < STEPS:
-        losses = [metrics.log_loss(y, _normed((total + each) / (len(taken) + 1))) for each in logs]
+        size = len(taken) + 1
+        means = (_probabilities((total + each) / size, kind) for each in logs)
+        losses = [metrics.log_loss(y, probs) for probs in means]
         best = int(np.argmin(losses))
         if losses[best] > last - GAIN:
             break
@@ -85,11 +92,15 @@ def _parts(chosen: Sequence[Judged]) -> tuple[Part, ...]:
     return tuple(sorted(parts, key=lambda part: -part.share))
 
 
-def _centred(probs: NDArray[np.float64]) -> NDArray[np.float64]:
+def _logits(probs: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
+    if kind == "labels":
+        return label_logits(probs)
     logs = np.log(np.clip(probs, 1e-15, 1.0))
     return np.asarray(logs - logs.mean(1, keepdims=True))
 
 
-def _normed(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+def _probabilities(logs: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
+    if kind == "labels":
+        return metrics.sigmoid(logs)
     p = np.exp(logs - logs.max(1, keepdims=True))
     return np.asarray(p / p.sum(1, keepdims=True))

@@ -60,19 +60,17 @@ def fit_mlp(
 
     standard = probe.standardise(values[split.train])
     X, y = torch.from_numpy(standard.X), torch.from_numpy(split.codes[split.train])
-    several = y.dim() == 2
-    outputs = 1 if split.n_classes == 2 and not several else split.n_classes
     X_val, y_val = torch.from_numpy(standard.transform(values[split.val])), split.codes[split.val]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _model(X.shape[1], outputs)
+            model = _model(X.shape[1], split.outputs)
             best: Layers | None = None
             lowest = float("inf")
             for epoch, _ in enumerate(_epochs(model, X, y, split, epochs or MOST_EPOCHS), 1):
-                probs = _probabilities(model, X_val, split.n_classes, several)
+                probs = _probabilities(model, X_val, split.n_classes, split.kind)
                 loss = metrics.log_loss(y_val, probs)
                 if best is None or epoch == epochs or (epochs is None and loss < lowest):
                     lowest, best = loss, _keep(model, epoch, probs)
@@ -137,13 +135,12 @@ def _epochs(
 
 
 def _probabilities(
-    model: torch.nn.Sequential, X: torch.Tensor, n_classes: int, several: bool
+    model: torch.nn.Sequential, X: torch.Tensor, n_classes: int, kind: str
 ) -> NDArray[np.float64]:
     import torch
 
     model.eval()
     with torch.no_grad():
-        kind = "labels" if several else "multinomial"
         return metrics.probabilities(model(X).double().numpy(), n_classes, kind)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from spin_cli.training import baselines
 from spin_cli.training.calibration import MIN_ROWS, Evidence, Scaling
 from spin_cli.training.inputs import Inputs, make_reader
 from spin_cli.training.label_decisions import choose_thresholds
-from spin_cli.training.label_report import compare_labels
+from spin_cli.training.label_report import compare_labels, cross_fit
 from spin_cli.training.pick import Judged, Part, frontier, score
-from spin_cli.training.search import fit_columns
+from spin_cli.training.search import fit_columns, walk_strengths
 from spin_cli.training.table import Reader
 
 RESAMPLES = 1000
 LEVEL = 0.95
 CELLS = 10_000_000
 """Values that a head is given at once."""
+OUT_OF_FOLD = "out-of-fold"
 Probs = NDArray[np.float64]
 
 
@@ -50,7 +51,8 @@ class Rival:
     what: dict[str, Any]
     """What it is, for the report."""
     probs: dict[str, Probs]
-    """By split: val, and test where there is one."""
+    """By split: val, and test where there is one; with labels out-of-fold, where the head's own
+    thresholds were tuned so."""
 
 
 def measure(
@@ -73,7 +75,8 @@ def measure(
         blocks = np.array_split(values, 1 + values.size // CELLS)  # a head computes in float64
         spin["test"] = np.vstack([head.probabilities(block) for block in blocks])
     y[found.evidence.what] = found.evidence.codes
-    rivals = find_rivals(reader, tester, inputs, notes)
+    crossed = bool(found.crossed) and head.multi_label
+    rivals = find_rivals(reader, tester, inputs, notes, crossed)
     scores = {
         name: metrics.evaluate(y[name], probs, inputs.classes, head.limits)
         for name, probs in spin.items()
@@ -112,18 +115,26 @@ def measure(
 
 
 def find_rivals(
-    reader: Reader, tester: Reader, inputs: Inputs, notes: list[str]
+    reader: Reader, tester: Reader, inputs: Inputs, notes: list[str], crossed: bool = False
 ) -> dict[str, Rival]:
     """The last layer, the best single layer, and TF-IDF where the texts are still there."""
     rivals = {
-        "last_layer": whole_layer(reader, tester, inputs, last_layers(inputs)),
-        "best_layer": whole_layer(reader, tester, inputs, best_layers(reader)),
+        "last_layer": whole_layer(reader, tester, inputs, last_layers(inputs), crossed),
+        "best_layer": whole_layer(reader, tester, inputs, best_layers(reader), crossed),
     }
     if isinstance(inputs.texts, str):
         notes.append(f"no TF-IDF baseline: {inputs.texts}")
         return rivals
     try:
         probs = baselines.tfidf(inputs.texts, inputs.codes, inputs.rows, len(inputs.classes))
+        if crossed:
+            rows, texts = inputs.search_rows, inputs.texts
+
+            def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
+                part = {"train": rows[inside], "val": rows[outside]}
+                return baselines.tfidf(texts, inputs.codes, part, len(inputs.classes))["val"]
+
+            probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
     except ValueError as error:  # no text has a word
         notes.append(f"no TF-IDF baseline: {error}")
         return rivals
@@ -145,7 +156,7 @@ def best_layers(reader: Reader) -> list[Feature]:
 
 
 def whole_layer(
-    reader: Reader, tester: Reader, inputs: Inputs, features: Sequence[Feature]
+    reader: Reader, tester: Reader, inputs: Inputs, features: Sequence[Feature], crossed: bool
 ) -> Rival:
     """Ridge logistic regression on all neurons of one matrix, the best of *features* on val."""
     fits = [(f, fit_columns(reader.whole(f), inputs.split)) for f in features]
@@ -153,6 +164,14 @@ def whole_layer(
     probs = {"val": fitted.val_probs}
     if len(inputs.rows["test"]):
         probs["test"] = fitted.probabilities(tester.whole(feature))
+    if crossed:
+        values, split = reader.whole(feature), inputs.split
+
+        def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
+            part = replace(split, train=inside, val=outside)
+            return walk_strengths(values, part, [fitted.strength])[0].val_probs
+
+        probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
     what = {
         "layer": feature.layer,
         "site": feature.site.value,
@@ -173,8 +192,10 @@ def _threshold_of(rival: Rival, inputs: Inputs) -> metrics.Threshold:
     """A rival's threshold is tuned where the head's is, so that neither has an advantage."""
     val = inputs.codes[inputs.rows["val"]]
     if val.ndim == 2:
-        known = val, rival.probs["val"], inputs.classes
-        return choose_thresholds(*known, inputs.metric, "val", [])
+        what = OUT_OF_FOLD if OUT_OF_FOLD in rival.probs else "val"
+        rows = inputs.rows["val"] if what == "val" else inputs.search_rows
+        known = inputs.codes[rows], rival.probs[what], inputs.classes
+        return choose_thresholds(*known, inputs.metric, what, [])
     wanted = inputs.metric is Metric.MACRO_F1 and len(inputs.classes) == 2
     tuned = wanted and len(val) >= MIN_ROWS
     return metrics.best_threshold(val, rival.probs["val"]) if tuned else None
@@ -185,6 +206,7 @@ def _rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]])
     scores = {
         name: metrics.evaluate(y[name], probs, inputs.classes, threshold)
         for name, probs in rival.probs.items()
+        if name != OUT_OF_FOLD
     }
     return rival.what | {"threshold": _plain(threshold, inputs)} | scores
 

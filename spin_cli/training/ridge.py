@@ -35,7 +35,9 @@ class Ridge:
 
 
 def targets(codes: NDArray[np.int64], n_classes: int) -> F32:
-    """-1 and 1 (N, 1) for two classes, else indicators (N, n_classes)."""
+    """-1 and 1, (N, 1) for two classes and (N, L) for labels; else indicators (N, n_classes)."""
+    if codes.ndim == 2:
+        return (2.0 * codes - 1.0).astype(np.float32)
     if n_classes == 2:
         return (2.0 * codes[:, None] - 1.0).astype(np.float32)
     return np.eye(n_classes, dtype=np.float32)[codes]

@@ -44,6 +44,16 @@ class Split:
     penalty: Penalty = Penalty.L2
     class_weight: ClassWeight = ClassWeight.NONE
 
+    @property
+    def kind(self) -> str:
+        """How probabilities come from logits, as `metrics.probabilities` calls it."""
+        return "labels" if self.codes.ndim == 2 else "multinomial"
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits."""
+        return 1 if self.n_classes == 2 and self.codes.ndim == 1 else self.n_classes
+
     def fit(
         self, X: NDArray[np.float32], strength: float, init: probe.Fit | None, tol: float
     ) -> probe.Fit:

@@ -67,10 +67,11 @@ def fit_stacks(
         weight = probe.balanced_weights(codes, split.n_classes)
     fold = fold_rows(codes, FOLDS, seed, None if groups is None else groups[rows])
     Y = targets(codes, split.n_classes)
+    even = np.ones(len(rows)) if weight.ndim == 2 else weight  # labels are weighed one by one later
 
     def one(feature: Feature) -> tuple[Feature, Ridge, F64] | None:
         values = reader.whole(feature)
-        fit = fit_ridge(values[rows], Y, weight, fold)
+        fit = fit_ridge(values[rows], Y, even, fold)
         step()
         if fit is None:
             return None
@@ -104,8 +105,8 @@ def _join(
     inside: NDArray[np.float32] = np.stack([fit.out_of_fold for _, fit, _ in levels], 2)
     outside: F64 = np.stack([others for _, _, others in levels], 2)
     joined = [
-        _weigh(inside[:, k], (Y[:, k] > 0).astype(np.int64), weight, fold)
-        for k in range(Y.shape[1])
+        _weigh(inside[:, k], (Y[:, k] > 0).astype(np.int64), of_output, fold)
+        for k, of_output in enumerate(weight.T if weight.ndim == 2 else [weight] * Y.shape[1])
     ]
     shares = np.stack([fit.coef[0] for fit, _, _ in joined]).astype(np.float64)
     bias = np.array([fit.intercept[0] for fit, _, _ in joined])
@@ -119,7 +120,7 @@ def _join(
     head = np.hstack(total).astype(np.float32)
     bias += sum(s * fit.bias for s, (_, fit, _) in zip(shares.T, levels, strict=True))
     part = Part(_choice(features, depth), joined[0][2])
-    probs = metrics.probabilities(z, split.n_classes)
+    probs = metrics.probabilities(z, split.n_classes, split.kind)
     return Judged((part,), head.shape[1], probs, Linear(features, head, bias))
 
 

@@ -130,7 +130,8 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
         wanted.setdefault(part.choice, []).append(part.strength)
     judged = {item.main: item.probs for item in folds.judge(wanted)}
     parts = [replace(part, share=1.0) for part in found.best.parts]
-    return mean_probs([judged[part] for part in parts], [part.share for part in found.best.parts])
+    shares = [part.share for part in found.best.parts]
+    return mean_probs([judged[part] for part in parts], shares, inputs.split.kind)
 
 
 def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
         return Weights(head.weight, head.bias)
     union = reader.union(found.best.choices)
     starts = dict(zip((item.feature for item, _ in union), _starts(union), strict=True))
-    outputs = 1 if split.n_classes == 2 else split.n_classes
+    outputs = split.outputs
     total = np.zeros((outputs, sum(count for _, count in union)))
     bias = np.zeros(outputs)
     for part in found.best.parts:
