@@ -74,7 +74,9 @@ def cross_fit(
     inputs: Inputs,
     fit: Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """Out-of-fold probabilities (N, L) of train and val rows, on which a rival's thresholds are tuned as the head's are.
+    """Out-of-fold probabilities (N, L) of train and val rows.
+
+    On these a rival's thresholds are tuned, as the head's are.
 
     Parameters
     ----------
