@@ -202,7 +202,7 @@ def _save_rest(predictor: Predictor, place: Path) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(predictor.model.pad_id)
     tokenizer.padding_side, tokenizer.truncation_side = "right", options.truncation_side.value
     tokenizer.save_pretrained(place)
-    labels = {
+    labels: dict[str, Any] = {
         "classes": head.classes,
         "threshold": head.threshold,
         "abstain_below": head.abstain_below,

@@ -145,7 +145,8 @@ def explain_answers(
     nothing = ~said.any(1)
     said[nothing, probs[nothing].argmax(1)] = 1
     rows, labels = np.nonzero(said)
-    found = explain(predictor, [encoded[row] for row in rows], values[rows], labels, config)
+    texts = [encoded[row] for row in rows.tolist()]
+    found = explain(predictor, texts, values[rows], labels, config)
     listed: list[list[tuple[str, Reasons]]] = [[] for _ in encoded]
     for row, label, reasons in zip(rows.tolist(), labels.tolist(), found, strict=True):
         listed[row].append((head.classes[label], reasons))

@@ -97,8 +97,8 @@ def intervals(
         "log_loss": lambda at: float(losses[at].mean()),
     }
     if codes.ndim == 2:
-        for name, function in (("micro_f1", micro_f1), ("macro_f1", macro_f1)):
-            functions[name] = lambda at, function=function: function(codes[at], predicted[at])
+        functions["micro_f1"] = lambda at: micro_f1(codes[at], predicted[at])
+        functions["macro_f1"] = lambda at: macro_f1(codes[at], predicted[at])
     elif n_classes == 2:
         functions["auroc"] = lambda at: metrics.auroc(codes[at], probs[at, 1])
     rng = np.random.default_rng(seed)
