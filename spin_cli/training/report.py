@@ -131,7 +131,7 @@ def find_rivals(
             rows, texts = inputs.search_rows, inputs.texts
 
             def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
-                part = {"train": rows[inside], "val": rows[outside]}
+                part = {"train": rows[inside], "val": rows[outside], "test": rows[:0]}
                 return baselines.tfidf(texts, inputs.codes, part, len(inputs.classes))["val"]
 
             probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
