@@ -62,4 +62,6 @@ def _pool_run(states: torch.Tensor, pooling: Pooling) -> torch.Tensor:
         return states.mean(1, dtype=torch.float32)
     if pooling is Pooling.MAX:
         return states.amax(1).float()
-    return states[:, -1 if pooling is Pooling.LAST else 0].float()
+    at = -1 if pooling is Pooling.LAST else 0
+    # A copy: a view would keep all of (B, T, F) in memory for as long as the vectors are kept.
+    return states[:, at].to(torch.float32, copy=True)

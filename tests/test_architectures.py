@@ -284,6 +284,45 @@ def test_vectors_equal_a_forward_by_hand(name):
         handle.remove()
 
 
+def rms_norm(module, x):
+    return module.weight * x / (x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).sqrt()
+
+
+def shifted_rms_norm(module, x):
+    return (1 + module.weight) * x / (x.pow(2).mean(-1, keepdim=True) + module.eps).sqrt()
+
+
+def layer_norm(module, x):
+    shifted = x - x.mean(-1, keepdim=True)
+    scale = (shifted.pow(2).mean(-1, keepdim=True) + module.eps).sqrt()
+    return module.weight * shifted / scale + module.bias
+
+
+FINAL_NORMS = {
+    "llama": ("norm", rms_norm),
+    "qwen3": ("norm", rms_norm),
+    "gemma3": ("norm", shifted_rms_norm),
+    "gpt2": ("ln_f", layer_norm),
+    "gpt-neox": ("final_layer_norm", layer_norm),
+    "opt": ("decoder.final_layer_norm", layer_norm),
+}
+
+
+@pytest.mark.parametrize("name", list(FINAL_NORMS))
+def test_the_last_block_is_read_before_the_final_norm(name):
+    path, norm = FINAL_NORMS[name]
+    model = build(*TABLE[name][:2])
+    module = model.get_submodule(path)
+    torch.nn.init.uniform_(module.weight, 0.5, 2.0)  # else it does hardly anything
+    found = read_batch(model, discover(model))
+    raw, final = found[f"layer_{L:02d}", Site.HIDDEN], found["final", Site.HIDDEN]
+    assert (raw - final).abs().max() > 0.1
+    for row, text in enumerate(TEXTS):
+        torch.testing.assert_close(
+            norm(module, raw[row, : len(text)]), final[row, : len(text)], rtol=1e-4, atol=1e-4
+        )
+
+
 SEQ2SEQ = {
     "t5": (
         "T5",

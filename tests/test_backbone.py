@@ -72,6 +72,13 @@ def save_model(folder, name: str, padding_side: str = "right"):
     for parameter in model.parameters():  # default initialisation is too small to tell tokens apart
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, padding_side)
+    return folder
+
+
+def save_tokenizer(folder, padding_side: str = "right"):
+    """A word-level tokenizer beside a saved model."""
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[BOS]", "[UNK]", *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -82,9 +89,7 @@ def save_model(folder, name: str, padding_side: str = "right"):
         tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", unk_token="[UNK]",
         padding_side=padding_side,
     )  # fmt: skip
-    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def spin_features(folder, texts, wanted_sites=(Site.HIDDEN, Site.FFN), **options):

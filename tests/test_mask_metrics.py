@@ -70,6 +70,11 @@ def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype):
         assert torch.equal(found[Pooling.FIRST][row], tokens[0])
 
 
+def test_pooled_vectors_do_not_keep_the_token_vectors_in_memory():
+    for pooling, vectors in pool(torch.randn(3, 50, 8), [(0, 50)] * 3, tuple(Pooling)).items():
+        assert vectors.untyped_storage().nbytes() == vectors.nbytes, pooling
+
+
 def test_bfloat16_is_stored_with_the_bits_that_torch_gives():
     values = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * 1e3
     values[:4] = [1.00390625, 1.01171875, -0.0, 3e38]  # ties, a signed zero, near the largest

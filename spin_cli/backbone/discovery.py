@@ -8,7 +8,7 @@ layer, with the expected width and finite values. A layer that fails is known by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -87,7 +87,7 @@ def _trace(model: nn.Module, prefix: str, root: str, blocks: Sequence[str]) -> S
             lambda _m, _i, out: output.append(first_tensor(out))
         )
         undo.callback(handle.remove)
-        model(**probe_inputs(model, _probe_ids(model)))
+        own = _own_states(model, prefix)
     depth = len(calls)
     expected = [blocks[index % len(blocks)] for index in range(depth)]
     if not calls or [path for path, _ in calls] != expected:
@@ -96,6 +96,7 @@ def _trace(model: nn.Module, prefix: str, root: str, blocks: Sequence[str]) -> S
     size, token_major = last.shape[-1], last.shape[:2] == (PROBE_TOKENS, PROBE_BATCH)
     if token_major:
         last = last.transpose(0, 1)
+    _compare_with_own([states for _, states in calls], own, token_major, f"{prefix} ({blocks[0]})")
     same = output[-1].shape == last.shape and torch.allclose(
         output[-1].float(), last.float(), atol=1e-6
     )
@@ -110,6 +111,44 @@ def _trace(model: nn.Module, prefix: str, root: str, blocks: Sequence[str]) -> S
         token_major=token_major,
         has_final=not same,
     )
+
+
+def _own_states(model: nn.Module, prefix: str) -> Sequence[torch.Tensor]:
+    """Run the trial's batch; the hidden states that the model itself gives, if it gives any."""
+    inputs = probe_inputs(model, _probe_ids(model))
+    try:
+        output = model(**inputs, output_hidden_states=True)
+    except TypeError:  # a stranger's code may not know the word
+        model(**inputs)
+        return ()
+    name = "hidden_states" if prefix == "layer" else f"{prefix}_hidden_states"
+    return getattr(output, name, None) or ()
+
+
+def _compare_with_own(
+    outputs: Sequence[torch.Tensor], own: Sequence[torch.Tensor], token_major: bool, name: str
+) -> None:
+    """Refuse blocks that are only a part of what the model calls a layer, such as its FFN.
+
+    Most models note what enters each block, some (Mamba) what it puts out. The last state is left
+    alone, for many note it behind the final norm.
+    """
+    if len(own) != len(outputs) + 1:
+        return
+
+    def alike(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+        return all(
+            one.shape == other.shape and torch.allclose(one.float().cpu(), other.float().cpu())
+            for one, other in pairs
+        )
+
+    turned = [states.transpose(0, 1) if token_major else states for states in outputs]
+    entering = alike(zip(turned[:-1], own[1:-1], strict=True))
+    if not entering and not alike(zip(turned[:-1], own[:-2], strict=True)):
+        raise ModelError(
+            f"{name}: what these modules put out is not what the model calls its hidden states, so"
+            " they are not its blocks"
+        )
 
 
 @torch.inference_mode()

@@ -17,7 +17,9 @@ from spin_cli.errors import ModelError
 
 Key = tuple[str, Site, Pooling]
 Store = Callable[[str, Site, Pooling, Sequence[int], NDArray[np.float32]], None]
-"""Takes (layer, site, pooling, rows, (n, F) float32); every row comes once for each key."""
+"""Takes (layer, site, pooling, rows, (n, F) float32) of every row and key.
+
+Where memory ran out in the middle of a batch, its rows come again, with the same meaning."""
 
 
 class MemoryWarning(UserWarning):
@@ -105,7 +107,7 @@ def _gather_parts(
                 total[index] = vector
 
     for batch in plan_batches([len(part.ids) for _, part in items], backbone.batch_tokens):
-        _read(backbone, batch, [items[number][1] for number in batch], wanted, join)
+        _read(backbone, batch, [items[number][1] for number in batch], wanted, join, once=True)
     for (layer, site, pooling), total in sums.items():
         if pooling is Pooling.MEAN:
             total /= counts
@@ -118,15 +120,25 @@ def _read(
     parts: Sequence[Part],
     wanted: Wanted,
     store: Store,
+    *,
+    once: bool = False,
 ) -> None:
-    """Read one batch, or its halves where it does not fit into memory."""
+    """Read one batch, or its halves where it does not fit into memory.
+
+    What becomes known is stored at once, for small tensors that wait between the large ones of the
+    forward pass break up memory. They do wait where *store* may be called only *once* for a row,
+    and on a GPU, whose copies run beside the layers that follow.
+    """
     found: list[tuple[Key, torch.Tensor]] = []
+    wait = once or backbone.device.type != "cpu"
+    # Of several GPUs only the first one is waited for below.
+    together = backbone.options.device_map is None
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
-        # On a GPU the copy runs beside the layers that follow; nothing waits for it here. Of
-        # several GPUs only the first one is waited for below.
-        together = backbone.options.device_map is None
-        found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
+        if wait:
+            found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
+        else:
+            store(layer, site, pooling, rows, vectors.cpu().numpy())
 
     try:
         spans = [(part.start, part.stop) for part in parts]
@@ -143,7 +155,7 @@ def _read(
                 f" memory of {backbone.device}",
                 "Give a smaller --max-length, or another --dtype or --device.",
             ) from error
-    if found:
+    else:
         for (layer, site, pooling), vectors in found:
             store(layer, site, pooling, rows, vectors.numpy())
         return
@@ -156,8 +168,8 @@ def _read(
     if backbone.device.type == "cuda":
         torch.cuda.empty_cache()
     middle = len(rows) // 2
-    _read(backbone, rows[:middle], parts[:middle], wanted, store)
-    _read(backbone, rows[middle:], parts[middle:], wanted, store)
+    _read(backbone, rows[:middle], parts[:middle], wanted, store, once=once)
+    _read(backbone, rows[middle:], parts[middle:], wanted, store, once=once)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

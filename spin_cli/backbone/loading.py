@@ -40,7 +40,7 @@ from spin_cli.backbone.resolve import (
 from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError
 
-CPU_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 """Tables with a row for each position; those of relative positions have other names."""

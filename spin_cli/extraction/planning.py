@@ -18,7 +18,7 @@ from spin_cli.dataset import Dataset, Row, scan
 from spin_cli.errors import ModelError, UsageError
 from spin_cli.extraction.windows import read_rows_into
 
-WINDOW_BYTES = 64 * 2**20
+WINDOW_BYTES = 32 * 2**20
 MAX_WINDOW_ROWS = 8192
 SAMPLE_ROWS = 512
 TRIAL_TOKENS = 512

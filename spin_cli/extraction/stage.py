@@ -27,7 +27,7 @@ from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.partial import Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
-from spin_cli.extraction.windows import compute_window
+from spin_cli.extraction.windows import compute_window, make_blocks
 from spin_cli.ranks import Ranks
 
 
@@ -92,12 +92,13 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
         ThreadPoolExecutor(1) as pool,
     ):
         pending: Future[None] | None = None
-        for window, rows in _read_windows(plan, windows):
+        rooms = [make_blocks(plan.features, plan.window_rows, plan.storage_dtype) for _ in "ab"]
+        for number, (window, rows) in enumerate(_read_windows(plan, windows)):
             progress("extract", done, total)
             step = _count_up(progress, done, total)
             start = plan.windows[window].start
             blocks, lengths = compute_window(
-                plan.model, plan.features, plan.storage_dtype, rows, start, step
+                plan.model, plan.features, plan.storage_dtype, rows, start, step, rooms[number % 2]
             )
             tokens += int(np.abs(lengths).sum())
             done += len(rows)

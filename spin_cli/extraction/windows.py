@@ -31,6 +31,22 @@ def wanted_of(features: Sequence[Feature]) -> dict[tuple[str, Site], list[Poolin
     return wanted
 
 
+def make_blocks(features: Sequence[Feature], rows: int, dtype: StorageDtype) -> Blocks:
+    """Room for so many rows of every feature, as parts of one allocation.
+
+    Pieces of a few MB each would lie between the tensors of the forward pass, and what these leave
+    behind could not be used again: with them, a process grows by hundreds of MB.
+    """
+    disk = activations.DISK_DTYPES[dtype]
+    room = np.empty(rows * sum(feature.width for feature in features), disk)
+    blocks, start = {}, 0
+    for feature in features:
+        stop = start + rows * feature.width
+        blocks[feature] = room[start:stop].reshape(rows, feature.width)
+        start = stop
+    return blocks
+
+
 def read_rows_into(
     model: Backbone,
     encoded: Sequence[Encoded],
@@ -38,15 +54,21 @@ def read_rows_into(
     *,
     dtype: StorageDtype = StorageDtype.FLOAT32,
     done: Callable[[int], None] | None = None,
+    blocks: Blocks | None = None,
 ) -> Blocks:
     """Read all *features* of some texts.
+
+    Parameters
+    ----------
+    blocks : from `make_blocks`, with room for at least as many rows; default new ones
 
     Returns
     -------
     dict of arrays (n, F), in the disk format of *dtype*, rows as in *encoded*
     """
-    disk = activations.DISK_DTYPES[dtype]
-    blocks = {feature: np.empty((len(encoded), feature.width), disk) for feature in features}
+    if blocks is None:
+        blocks = make_blocks(features, len(encoded), dtype)
+    blocks = {feature: blocks[feature][: len(encoded)] for feature in features}
     by_key = {(f.layer, f.site, f.pooling): blocks[f] for f in features}
 
     def store(
@@ -75,8 +97,9 @@ def compute_window(
     rows: Sequence[Row],
     first_row: int,
     done: Callable[[int], None] | None = None,
+    blocks: Blocks | None = None,
 ) -> tuple[Blocks, NDArray[np.int32]]:
-    """Read all features of consecutive rows.
+    """Read all features of consecutive rows, into *blocks* where given (see `read_rows_into`).
 
     Returns
     -------
@@ -85,7 +108,7 @@ def compute_window(
         Tokens of each text; negative where it was cut.
     """
     encoded = backbone.encode(model, [row.text for row in rows], first_row=first_row)
-    blocks = read_rows_into(model, encoded, features, dtype=dtype, done=done)
+    blocks = read_rows_into(model, encoded, features, dtype=dtype, done=done, blocks=blocks)
     lengths = np.array([e.n_tokens * (-1 if e.truncated else 1) for e in encoded], np.int32)
     return blocks, lengths
 
