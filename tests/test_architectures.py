@@ -487,6 +487,29 @@ def test_layers_of_a_mixed_model_keep_their_own_width():
     assert [layout.width(f"layer_{i:02d}", Site.ROUTER) for i in range(4)] == [0, 5, 0, 5]
 
 
+def test_an_attention_block_that_is_called_mixer_has_no_ffn():
+    config = HEAD | {
+        "hidden_size": H, "intermediate_size": N, "num_attention_heads": 4, "vocab_size": V,
+        "num_key_value_heads": 2, "layers_block_type": ["attention", "mlp"],
+    }  # fmt: skip
+    layout = discover(build("NemotronH", config))
+    assert layout.width("layer_01", Site.FFN) == 0
+    assert "has no feed-forward layer" in layout.problem("layer_01", Site.FFN)
+    assert layout.width("layer_02", Site.FFN) == N
+
+
+def test_a_list_of_ffns_is_not_taken_for_the_blocks():
+    config = {
+        "emb_dim": H,
+        "n_layers": L,
+        "n_heads": 4,
+        "n_words": V,
+        "max_position_embeddings": 32,
+    }
+    with pytest.raises(ModelError, match="not what the model calls its hidden states"):
+        discover(build("XLM", config))
+
+
 def test_mamba_has_hidden_states_and_says_that_it_has_no_ffn():
     model = build(
         "Mamba", {"hidden_size": H, "num_hidden_layers": L, "vocab_size": V, "state_size": 4}

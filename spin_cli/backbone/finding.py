@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,8 @@ NOT_FFN = re.compile(
     r"attn|attention|conv(?!1d)|expert|adapter|per_layer|norm|lora_|router|gate\b"
     r"|mamba|(mixer|ssm)\.(in|out|x|dt)_proj"
 )
+NOT_FFN_CLASS = re.compile(r"(attention|attn|mamba2?mixer|recurrentblock|deltanet)$", re.IGNORECASE)
+"""Classes of modules with their own projections, whatever a block calls them (``mixer``)."""
 ACTIVATION = re.compile(r"act\b|act_fn|act_func|activation|gelu|relu|silu|swish")
 
 
@@ -140,12 +143,22 @@ def _linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def _ffn_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Paths and modules in *block* that may belong to its FFN."""
+    others: list[str] = []
+    for path, module in block.named_modules():
+        if path and NOT_FFN_CLASS.search(type(module).__name__):
+            others.append(f"{path}.")
+        if not NOT_FFN.search(path.lower()) and not f"{path}.".startswith(tuple(others)):
+            yield path, module
+
+
 def _find_down(block: nn.Module, hidden: int) -> tuple[str, int] | None:
     """Path and input width of the down projection of a block's FFN."""
     best: tuple[str, int] | None = None
-    for path, module in block.named_modules():
+    for path, module in _ffn_modules(block):
         sizes = _linear_sizes(module)
-        if sizes is None or sizes[1] != hidden or NOT_FFN.search(path.lower()):
+        if sizes is None or sizes[1] != hidden:
             continue
         if best is None or sizes[0] > best[1]:
             best = (path, sizes[0])
@@ -155,11 +168,11 @@ def _find_down(block: nn.Module, hidden: int) -> tuple[str, int] | None:
 def _find_activations(block: nn.Module) -> list[str]:
     """Modules without children or weights that are named after an activation function."""
     found = []
-    for path, module in block.named_modules():
+    for path, module in _ffn_modules(block):
         leaf = not any(True for _ in module.children()) and not any(
             True for _ in module.parameters()
         )
         named = ACTIVATION.search(path.rpartition(".")[2].lower())
-        if leaf and named and not NOT_FFN.search(path.lower()):
+        if leaf and named:
             found.append(path)
     return found
