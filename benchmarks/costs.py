@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.scoring import fastest
 
-SAMPLE = 256
+SAMPLE = 64
 """Texts on which costs are measured."""
 
 

@@ -103,7 +103,7 @@ def optimiser(model: TextClassifier, recipe: Recipe, steps: int) -> tuple[Any, A
         {"params": [p for p in inner if p.ndim <= 1], "weight_decay": 0.0},
         {"params": list(model.output.parameters()), "lr": HEAD_RATE, "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=recipe.rate)
+    adam = torch.optim.AdamW(groups, lr=recipe.rate, fused=True)
     warm = max(1, math.ceil(WARM_UP * steps))
 
     def factor(step: int) -> float:

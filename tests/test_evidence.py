@@ -19,7 +19,19 @@ import typer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks import baselines, costs, folders, growth, reproduce, scoring, sets, tables, tuning
+from benchmarks import (
+    ablations,
+    baselines,
+    cells,
+    costs,
+    folders,
+    growth,
+    reproduce,
+    scoring,
+    sets,
+    tables,
+    tuning,
+)
 from spin_cli import activations, selection, training
 from spin_cli.activations import Feature
 from spin_cli.config import (
@@ -262,3 +274,54 @@ def test_exponents():
     assert growth.exponent([1, 10, 100], [3, 300, 30000]) == pytest.approx(2.0)
     found = growth.measure("select", {"rows": 200, "layers": 2, "width": 16})
     assert found["seconds"] > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_work(tmp_path_factory):
+    """A tiny random Llama, and texts whose words tell their label."""
+    folder = tmp_path_factory.mktemp("work")
+    model = growth.make_model(folder / "model", layers=2, width=16)
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(260):
+        words = rng.integers(0, 60, 6) + 40 * (k % 2)
+        rows.append((" ".join(map(str, words)), ("no", "yes")[k % 2]))
+    (folder / "data").mkdir()
+    for split, part in (("train", rows[:140]), ("val", rows[140:180]), ("test", rows[180:])):
+        sets.write_rows(folder / "data" / f"{split}.csv", part)
+    recipe = tuning.Recipe(epochs=2, rate=3e-3, batch=8)
+    return cells.Work(
+        folder, folder / "data", "sst2", ModelConfig(str(model)), recipe=recipe
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["last", "both", "finetune"])
+def test_rows_of_the_table(tiny_work, name):
+    found = cells.CELLS[name](tiny_work)
+    assert found["score"] > 0.7  # half of the texts are of either class
+    assert found["interval"][0] <= found["score"] <= found["interval"][1]
+    assert min(found["texts_per_second"], found["gflops_per_text"], found["train_seconds"]) > 0
+    assert 0 < found["depth"] <= found["layers"] == 2
+    assert "trainable" in tables.main_table([{"name": name, "found": found}])[0]
+    if name == "last":
+        assert found["parameters"] == 17
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ablations.ABLATIONS))
+def test_ablations(tiny_work, name, monkeypatch):
+    monkeypatch.setattr(ablations, "SHOTS", (8,))
+    points = ablations.ABLATIONS[name](tiny_work)
+    assert len(points) > 1
+    assert all(0 <= point["score"] <= 1 for point in points)
+    assert len(tables.points_table(points)) == 2 + len(points)
+    by_name = {point["what"]: point["score"] for point in points}
+    if name == "shuffled":
+        assert by_name["shuffled labels"] < 0.7
+    elif name != "few-shot":
+        assert max(by_name.values()) > 0.7
+
+
+@pytest.mark.slow
+def test_the_papers_recipe(tiny_work):
+    assert cells.CELLS["reference"](tiny_work)["score"] > 0.7
