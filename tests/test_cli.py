@@ -24,7 +24,9 @@ import pytest
 import spin_cli.cli
 from spin_cli.cli import terminal
 
-COMMANDS = ("extract", "select", "train", "predict", "export", "inspect", "report", "run", "demo")
+COMMANDS = (
+    "extract", "select", "train", "predict", "export", "inspect", "report", "run", "status", "demo",
+)  # fmt: skip
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 SPIN = [sys.executable, "-m", "spin_cli"]
 MODEL = "bundled:minilm"
@@ -183,11 +185,11 @@ def test_a_wrong_call_is_a_usage_error(spin, args):
 def test_run_makes_every_stage_and_then_leaves_it_alone(spin, tiny_run):
     run = tiny_run / "run"
     times = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
-    assert {p.name for p in run.iterdir()} == {"activations", "selection", "head"}
+    assert {p.name for p in run.iterdir()} == {"activations", "selection", "head", "spin.toml"}
     done = spin("run", tiny_run / "data", "-m", MODEL, "-o", run, "--layers", "0-2", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    assert set(found["stages"].values()) == {"up to date"}
+    assert [stage["was"] for stage in found["stages"].values()] == ["fresh"] * 3
     assert found["metrics"]["spin"]["test"]["rows"] == 20
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == times
 
@@ -201,8 +203,7 @@ def test_run_says_why_a_stage_is_made_again(spin, tiny_run, tmp_path):
     )
     assert done.code == 0, done.err
     stages = json.loads(done.out)["stages"]
-    assert stages["activations"] == stages["selection"] == "up to date"
-    assert stages["head"].startswith("damaged")
+    assert [stages[name]["was"] for name in stages] == ["fresh", "fresh", "corrupt"]
     same = tiny_run / "run/head/head.safetensors"
     assert layer.read_bytes() == same.read_bytes()
 

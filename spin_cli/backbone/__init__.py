@@ -3,7 +3,7 @@
 from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refuse_parts
 from spin_cli.backbone.gathering import MemoryWarning, gather
 from spin_cli.backbone.layout import Layout, Stack, summarise
-from spin_cli.backbone.loading import Backbone, load
+from spin_cli.backbone.loading import Backbone, identify, load
 from spin_cli.backbone.reading import Wanted, read, read_states, run_states
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Wanted",
     "encode",
     "gather",
+    "identify",
     "load",
     "plan_batches",
     "read",

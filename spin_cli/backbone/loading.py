@@ -88,12 +88,7 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     with _plain_errors(options.model, location), _file_access(location, depth):
-        config = AutoConfig.from_pretrained(
-            location.source, trust_remote_code=options.trust_remote_code, **location.arguments
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            location.source, trust_remote_code=options.trust_remote_code, **location.arguments
-        )
+        config, tokenizer = _open(options, location)
         options = settle_prompt(options, tokenizer)
         identity = describe(options, location, config, tokenizer)
         shorten(config, depth)
@@ -127,6 +122,32 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         options=options,
         identity=identity,
     )
+
+
+def identify(options: ModelConfig) -> tuple[ModelConfig, dict[str, Any]]:
+    """What `load` would say of the model, its options settled and its identity; loads no weights.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be found, or its configuration or tokenizer cannot be read.
+    """
+    location = locate(options)
+    with _plain_errors(options.model, location), _file_access(location, None):
+        config, tokenizer = _open(options, location)
+        options = settle_prompt(options, tokenizer)
+        return options, describe(options, location, config, tokenizer)
+
+
+def _open(options: ModelConfig, location: Location) -> tuple[Any, Any]:
+    """Configuration and tokenizer."""
+    config, tokenizer = (
+        kind.from_pretrained(
+            location.source, trust_remote_code=options.trust_remote_code, **location.arguments
+        )
+        for kind in (AutoConfig, AutoTokenizer)
+    )
+    return config, tokenizer
 
 
 def _load_model(

@@ -49,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": inspecting.verify,
     "report": reporting.report,
     "run": pipeline.run,
+    "status": pipeline.status,
     "demo": pipeline.demo,
 }
 for _name, _command in COMMANDS.items():

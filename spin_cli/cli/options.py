@@ -38,6 +38,27 @@ Model = Annotated[
         "--model", "-m", help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2."
     ),
 ]
+RunData = Annotated[
+    Path,
+    typer.Argument(metavar="DATA", help="A data file or folder; or a run's spin.toml."),
+]
+RunModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2."
+    ),
+]
+RunOutput = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder of the run [default: that of spin.toml]."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="SECTION.KEY=VALUE",
+        help="Any other option of a stage, named as in spin.toml: -s train.head=mlp.",
+    ),
+]  # fmt: skip
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides what is split off for val.")]

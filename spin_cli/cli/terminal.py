@@ -86,8 +86,13 @@ def progress_bar(label: str) -> Iterator[Progress]:
         yield update
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stdout: numbers to the right, a column without a heading to the left."""
+def print_table(
+    title: str, columns: list[str], rows: list[list[str]], *, wrapped: bool = False
+) -> None:
+    """Print a table to stdout: numbers to the right, a column without a heading to the left.
+
+    *wrapped*: text in every column, to the left; the last one takes as many lines as it needs.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -105,7 +110,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for index, name in enumerate(columns):
         table.add_column(
             name,
-            justify="left" if index == 0 or not name else "right",
+            justify="left" if index == 0 or not name or wrapped else "right",
             no_wrap=index < len(columns) - 1,
         )
     for row in rows:

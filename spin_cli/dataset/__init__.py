@@ -4,7 +4,7 @@ The one outside world here is text files: formats, encodings, broken quotes, spl
 that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names file and line.
 """
 
-from spin_cli.dataset.collection import Dataset, Source, reread, scan
+from spin_cli.dataset.collection import Dataset, Source, hash_sources, reread, scan
 from spin_cli.dataset.formats import detect_format
 from spin_cli.dataset.labels import split_labels
 from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows
@@ -17,6 +17,7 @@ __all__ = [
     "Row",
     "Source",
     "detect_format",
+    "hash_sources",
     "is_live",
     "read_items",
     "read_rows",

@@ -138,6 +138,20 @@ def scan(data: Path, config: DataConfig) -> Dataset:
     return Dataset(sources, classes, codes, splits, config, warnings)
 
 
+def hash_sources(data: Path, config: DataConfig) -> list[dict[str, str]]:
+    """Split, path and SHA-256 of each file of a data set; no row is read.
+
+    Raises
+    ------
+    DataError
+        There is no data set.
+    """
+    return [
+        {"split": split, "path": str(path), "sha256": _hash_source(path)[0]}
+        for split, path in find_sources(data, config.format)
+    ]
+
+
 def reread(sources: Sequence[Mapping[str, Any]], config: DataConfig) -> Iterator[Row]:
     """Read again, in order, the rows of the files that a manifest lists.
 

@@ -78,6 +78,14 @@ class Partial:
             path.unlink()
 
 
+def progress_of(folder: Path) -> tuple[dict[str, Any], int, int] | None:
+    """Request of the interrupted run in *folder*, its windows done and all; None: none begun."""
+    if not (folder / REQUEST).is_file() or not (folder / WINDOWS).is_file():
+        return None
+    done = np.fromfile(folder / WINDOWS, np.uint8)
+    return artifacts.read_json(folder / REQUEST), int(np.count_nonzero(done)), len(done)
+
+
 def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
     """Make the files in *folder*, or find those of an interrupted run.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,8 @@ import numpy as np
 from spin_cli import activations, artifacts, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
-from spin_cli.config import ExtractConfig, Pooling, Site, StorageDtype
-from spin_cli.dataset import Dataset, Row, scan
+from spin_cli.config import ExtractConfig, ModelConfig, Pooling, Site, StorageDtype
+from spin_cli.dataset import Dataset, Row, hash_sources, scan
 from spin_cli.errors import ModelError, UsageError
 from spin_cli.extraction.windows import read_rows_into
 
@@ -68,10 +68,7 @@ def plan(data: Path, config: ExtractConfig) -> Plan:
     """
     dataset = scan(data, config.data)
     model = backbone.load(config.model)
-    config = replace(config, model=model.options)  # with what the model says about its prompt
-    if config.poolings is None:
-        ends = Pooling.LAST if model.layout.causal else Pooling.FIRST
-        config = replace(config, poolings=(Pooling.MEAN, Pooling.MAX, ends))
+    config = _settled(config, model.options, model.layout.causal)
     features = choose_features(model, config)
     dtype, notes = choose_storage(dataset, model, features, config.storage_dtype)
     row_bytes = activations.DISK_DTYPES[dtype].itemsize * sum(f.width for f in features)
@@ -90,6 +87,50 @@ def plan(data: Path, config: ExtractConfig) -> Plan:
         "versions": artifacts.versions(),
     }
     return Plan(config, dataset, model, features, dtype, window, request, notes)
+
+
+def foretell(data: Path, config: ExtractConfig, causal: bool) -> dict[str, Any]:
+    """The part of `Plan.request` that is had without reading a row or loading a weight.
+
+    It is enough to tell whether activations are still what *config* asks for. Where the model
+    lies is left out if its hashes are known, and where the data lie.
+
+    Parameters
+    ----------
+    causal : whether the model is a decoder, as the activations' manifest says
+    """
+    options, identity = backbone.identify(config.model)
+    request = {
+        "model": identity,
+        "data": hash_sources(data, config.data),
+        "options": artifacts.to_plain(_settled(config, options, causal)),
+        "versions": artifacts.versions(),
+    }
+    return comparable(request)
+
+
+def comparable(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a request is compared with `foretell`."""
+    model, options = dict(request["model"]), dict(request["options"])
+    options["model"] = dict(options["model"])
+    if model["weights"]:  # known by their hashes, wherever they lie
+        for name in ("model", "adapter", "revision"):
+            options["model"].pop(name)
+        for name in ("id", "revision", "commit"):
+            model.pop(name)
+    data = {entry["split"]: entry["sha256"] for entry in request["data"]}
+    return {
+        "model": model, "data": data, "options": options, "versions": request["versions"]
+    }  # fmt: skip
+
+
+def _settled(config: ExtractConfig, model: ModelConfig, causal: bool) -> ExtractConfig:
+    """With what the model says about its prompt, and with the poolings that fit it."""
+    config = replace(config, model=model)
+    if config.poolings is None:
+        ends = Pooling.LAST if causal else Pooling.FIRST
+        config = replace(config, poolings=(Pooling.MEAN, Pooling.MAX, ends))
+    return config
 
 
 def choose_features(model: Backbone, config: ExtractConfig) -> tuple[Feature, ...]:

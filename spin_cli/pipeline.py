@@ -1,0 +1,228 @@
+"""A run as a whole: for each of its three artifacts, whether it is what the options ask for.
+
+Nothing is loaded for that but hashes: of the data, of the model's files, and those in manifests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from spin_cli import artifacts, extraction, selection, training
+from spin_cli.errors import ArtifactError, SpinError
+from spin_cli.recipe import FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
+
+STAGES = ("activations", "selection", "head")
+"""Folders of a run, each made from the one before."""
+UNDECISIVE = ("workers", "memory_limit", "oof")
+"""Options that no manifest has, since they change how the work is done and not what comes of it."""
+
+
+class Standing(str, Enum):
+    """How an artifact stands to what is asked for."""
+
+    FRESH = "fresh"
+    """It is what these options, data and model would give."""
+    STALE = "stale"
+    """Made from something else; `State.why` names the fields."""
+    PARTIAL = "partial"
+    """Begun, not finished."""
+    CORRUPT = "corrupt"
+    """Changed after it was written, or not whole."""
+    MISSING = "missing"
+    FOREIGN = "foreign"
+    """Something is in its place that spin did not write, so will not replace."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One artifact of a run."""
+
+    stage: str
+    standing: Standing
+    why: tuple[str, ...] = ()
+    """The reasons, each as ``field: old → new`` or a phrase."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field that is not what it was."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """As ``field: old → new``, or ``field`` alone where the values say nothing."""
+        if self.field.endswith("sha256") or self.field.startswith(("data", "model.weights")):
+            return f"{self.field} changed"
+        return f"{self.field}: {_short(self.old)} → {_short(self.new)}"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 30 else f"{text[:29]}…"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...]:
+    """The fields in which two requests differ, with their values."""
+    return tuple(
+        Change(name, _field(old, name), _field(new, name))
+        for name in artifacts.differing_fields(old, new)
+    )
+
+
+def _field(value: Any, name: str) -> Any:
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def examine(folder: Path, recipe: Recipe, *, checksums: bool = False) -> list[State]:
+    """How each artifact in the run *folder* stands to *recipe*.
+
+    Parameters
+    ----------
+    checksums : read every file and compare it with the SHA-256 in its manifest
+    """
+    found: list[State] = []
+    for stage in STAGES:
+        state = state_of(stage, folder, recipe, checksums=checksums)
+        above = found[-1] if found else None
+        if state.standing is Standing.FRESH and above and above.standing is not Standing.FRESH:
+            state = State(stage, Standing.STALE, (f"{above.stage} is {above.standing.value}",))
+        found.append(state)
+    return found
+
+
+def state_of(stage: str, folder: Path, recipe: Recipe, *, checksums: bool = False) -> State:
+    """How one artifact stands, given those it was made from as they are now."""
+    path = folder / stage
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return _unfinished(stage, path, recipe)
+    if not (path / artifacts.MANIFEST).exists():
+        return State(stage, Standing.FOREIGN, (f"{path} is not an artifact of spin",))
+    try:
+        manifest = artifacts.read_manifest(path, stage)
+        if checksums:
+            _check_sums(path, manifest)
+        differing = _reasons(stage, path, manifest, recipe)
+    except ArtifactError as error:
+        return State(stage, Standing.CORRUPT, (error.message,))
+    except SpinError as error:  # data or model are gone: nobody can tell what they were
+        return State(stage, Standing.STALE, (error.message,))
+    except (KeyError, TypeError, AttributeError) as error:
+        return State(stage, Standing.CORRUPT, (f"its manifest lacks {error}",))
+    if differing:
+        return State(stage, Standing.STALE, differing)
+    return State(stage, Standing.FRESH)
+
+
+def _check_sums(path: Path, manifest: Mapping[str, Any]) -> None:
+    for name, entry in manifest["files"].items():
+        if artifacts.sha256_file(path / name) != entry.get("sha256"):
+            raise ArtifactError(f"{path / name}: its bytes are not those that were written")
+
+
+def _reasons(stage: str, path: Path, manifest: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    """In what an artifact differs from what would be made now."""
+    old = _completed(stage, manifest["request"])
+    if stage == "activations":
+        new = extraction.foretell(recipe.data, recipe.extracting, bool(manifest["causal"]))
+        return tuple(map(str, changes(extraction.comparable(old), new)))
+    above = STAGES[STAGES.index(stage) - 1]
+    try:
+        parent = artifacts.read_manifest(path.parent / above, above)
+    except ArtifactError:
+        return (f"{above} are not there",)
+    if stage == "selection":
+        new = selection.request_of(parent, recipe.selecting)
+    else:
+        new = training.request_of(parent, recipe.training)
+    found = changes(old, new)
+    why = [f"{above} changed" if c.field == "parent" else str(c) for c in found]
+    if stage == "head" and recipe.training.oof and not recipe.training.oof.exists():
+        why.append(f"{recipe.training.oof} is to be written")
+    return tuple(why)
+
+
+def _completed(stage: str, request: dict[str, Any]) -> dict[str, Any]:
+    """*request* with the defaults of options that an older spin did not know yet."""
+    options = request["options"]
+    if stage == "activations":
+        parts = {name: artifacts.to_plain(defaults(name)) | options[name] for name in NESTED}
+        return request | {"options": artifacts.to_plain(defaults("extract")) | options | parts}
+    known = artifacts.to_plain(defaults({"selection": "select", "head": "train"}[stage]))
+    for name in UNDECISIVE:
+        known.pop(name, None)
+    return request | {"options": known | options}
+
+
+def _unfinished(stage: str, path: Path, recipe: Recipe) -> State:
+    """Whether there is the beginning of an artifact, and whether it can be gone on with."""
+    folder = artifacts.partial_folder(path)
+    if not folder.exists():
+        return State(stage, Standing.MISSING)
+    begun = extraction.progress_of(folder) if stage == "activations" else None
+    if begun is None:
+        return State(stage, Standing.PARTIAL, ("interrupted, begins again",))
+    request, done, windows = begun
+    how_far = f"{done} of {windows} windows of rows done"
+    try:
+        causal = "last" in request["options"]["poolings"]
+        new = extraction.foretell(recipe.data, recipe.extracting, causal)
+        differing = changes(extraction.comparable(_completed(stage, request)), new)
+    except SpinError as error:
+        return State(stage, Standing.PARTIAL, (how_far, error.message))
+    except (KeyError, TypeError) as error:
+        return State(stage, Standing.CORRUPT, (f"its request lacks {error}",))
+    others = tuple(f"begun with another {change}" for change in differing)
+    return State(stage, Standing.PARTIAL, (how_far, *others))
+
+
+def read_sections(folder: Path) -> tuple[Sections, str]:
+    """The options of the run in *folder*: its ``spin.toml``, else what its manifests say.
+
+    Returns
+    -------
+    The options, and where they stand.
+
+    Raises
+    ------
+    ArtifactError
+        There is no run.
+    """
+    if (folder / FILE).is_file():
+        return read_toml(folder / FILE), str(folder / FILE)
+    path = folder / STAGES[0]
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{folder}: no run (neither {FILE} nor {STAGES[0]} in it)", "Make one: spin run …"
+        )
+    request = artifacts.read_manifest(path, STAGES[0])["request"]
+    options = dict(request["options"])
+    paths = [Path(entry["path"]) for entry in request["data"]]
+    data = paths[0] if len(paths) == 1 else paths[0].parent
+    sections: Sections = {
+        "data": {"path": str(data), **options.pop("data")},
+        "model": options.pop("model"),
+        "extract": options,
+    }
+    for name, stage in (("select", "selection"), ("train", "head")):
+        if (folder / stage / artifacts.MANIFEST).is_file():
+            sections[name] = artifacts.read_manifest(folder / stage, stage)["request"]["options"]
+    return sections, str(folder)
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write the run's ``spin.toml``."""
+    with artifacts.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = to_toml(recipe, folder, artifacts.versions()["spin"])
+        artifacts.write_text(folder / FILE, text)

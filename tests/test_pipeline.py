@@ -1,0 +1,276 @@
+"""`spin run` as a pipeline: what is fresh and what is not, and spin.toml."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import tomllib
+
+from spin_cli import artifacts, extraction, pipeline, recipe
+from spin_cli.config import Control, HeadKind, Pooling
+from spin_cli.errors import UsageError
+from tests.test_cli import MODEL, build_tiny_run, make_runner
+
+BARE = {"data": {"path": "texts"}, "model": {"model": MODEL}}
+
+
+@pytest.fixture
+def tiny_run(tmp_path_factory) -> Path:
+    return build_tiny_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def spin(monkeypatch, capsys):
+    return make_runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def run_copy(tiny_run, tmp_path) -> Path:
+    """A run and its data, side by side as they were, that may be damaged."""
+    shutil.copytree(tiny_run, tmp_path / "tiny")
+    return tmp_path / "tiny/run"
+
+
+def states(spin, run, *args, code=4) -> dict[str, tuple[str, str]]:
+    done = spin("status", run, "--json", *args)
+    assert done.code == code, done.err
+    found = json.loads(done.out)
+    assert found["fresh"] == (code == 0)
+    return {s["stage"]: (s["standing"], "; ".join(s["why"])) for s in found["stages"]}
+
+
+# -- standing --------------------------------------------------------------------------------
+
+
+def test_a_whole_run_is_fresh(spin, tiny_run):
+    found = states(spin, tiny_run / "run", "--checksums", code=0)
+    assert set(found.values()) == {("fresh", "")}
+    assert "fresh" in spin("status", tiny_run / "run").out
+
+
+def test_without_spin_toml_a_run_is_compared_with_its_own_options(spin, run_copy):
+    (run_copy / "spin.toml").unlink()
+    assert set(states(spin, run_copy, code=0).values()) == {("fresh", "")}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def test_a_changed_option_is_named_with_its_values(spin, run_copy):
+    edit(run_copy / "spin.toml", "path_points = 20", "path_points = 7")
+    found = states(spin, run_copy)
+    assert found["activations"] == ("fresh", "")
+    assert found["selection"] == ("stale", "options.path_points: 20 → 7")
+    assert found["head"] == ("stale", "selection is stale")
+
+
+def test_changed_data_are_named(spin, run_copy):
+    with (run_copy.parent / "data/val.csv").open("a") as file:
+        file.write("One more good film.,good\n")
+    found = states(spin, run_copy)
+    assert found["activations"] == ("stale", "data.val changed")
+    (run_copy.parent / "data/train.csv").unlink()
+    assert "train" in states(spin, run_copy)["activations"][1]
+
+
+def test_damage_of_each_kind_is_found(spin, run_copy):
+    head = run_copy / "head/head.safetensors"
+    content = bytearray(head.read_bytes())
+    content[-1] ^= 1
+    head.write_bytes(content)
+    assert states(spin, run_copy, code=0)["head"][0] == "fresh"  # sizes alone do not tell
+    assert states(spin, run_copy, "--checksums")["head"][0] == "corrupt"
+    (run_copy / "selection/masks.h5").unlink()
+    assert states(spin, run_copy)["selection"][0] == "corrupt"
+    shutil.rmtree(run_copy / "activations")
+    found = states(spin, run_copy)
+    assert [found[s][0] for s in pipeline.STAGES] == ["missing", "corrupt", "stale"]
+
+
+def test_an_interrupted_extraction_is_partial_and_says_how_far_it_is(spin, run_copy):
+    shutil.rmtree(run_copy / "activations")
+    options = recipe.recipe_of(recipe.read_toml(run_copy / "spin.toml"), "here")
+
+    def stop(_what, done, _total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extraction.extract(
+            options.data, run_copy / "activations", options.extracting, progress=stop
+        )
+    assert states(spin, run_copy)["activations"] == ("partial", "0 of 1 windows of rows done")
+    edit(run_copy / "spin.toml", 'layers = "0-2"', 'layers = "0-1"')
+    found = states(spin, run_copy)["activations"]
+    assert found[1].endswith("begun with another options.layers: 0-2 → 0-1")
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(spin, run_copy):
+    shutil.rmtree(run_copy / "selection")
+    (run_copy / "selection").mkdir()
+    (run_copy / "selection/thesis.txt").write_text("mine")
+    assert states(spin, run_copy)["selection"][0] == "foreign"
+    done = spin("run", run_copy / "spin.toml")
+    assert done.code == 4
+    assert (run_copy / "selection/thesis.txt").read_text() == "mine"
+
+
+def test_no_run_is_an_error_with_code_4(spin, tmp_path):
+    done = spin("status", tmp_path)
+    assert done.code == 4
+    assert "no run" in done.err
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(spin, tiny_run, tmp_path):
+    done = spin("run", tiny_run / "run", "-o", tmp_path / "new", "--dry-run", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [s["standing"] for s in found["stages"]] == ["missing"] * 3
+    assert found["estimate"]["rows"] == 100
+    assert list(tmp_path.iterdir()) == []
+    done = spin("run", tiny_run / "run", "--dry-run", "-s", "train.cv=3", "--json")
+    found = json.loads(done.out)
+    assert found["estimate"] is None
+    assert found["stages"][2]["why"] == ["options.cv: none → 3"]
+
+
+# -- spin.toml -------------------------------------------------------------------------------
+
+
+def test_spin_toml_makes_the_same_run_again(spin, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # paths in the file do not count from here
+    done = spin("run", tiny_run / "run/spin.toml", "-o", "again")
+    assert done.code == 0, done.err
+    first, again = tiny_run / "run", tmp_path / "again"
+    names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    assert len(names) > 10
+    for name in names:
+        if name.name == "spin.toml":  # it lies elsewhere, so its path to the data differs
+            one, other = (recipe.read_toml(folder / name) for folder in (first, again))
+            assert (
+                Path(one["data"].pop("path")).resolve() == Path(other["data"].pop("path")).resolve()
+            )
+            assert one == other
+        elif name.name == "manifest.json" and name.parent.name == "activations":
+            one, other = (artifacts.read_json(folder / name) for folder in (first, again))
+            assert one["fingerprint"] == other["fingerprint"]
+        elif name.name != "log.json":
+            assert filecmp.cmp(first / name, again / name, shallow=False), name
+
+
+def test_options_are_written_and_read_back_whole(tmp_path):
+    plain = recipe.recipe_of(BARE, "here")
+    odd = replace(
+        plain,
+        extracting=replace(
+            plain.extracting,
+            poolings=(Pooling.MEAN, Pooling.FIRST),
+            model=replace(
+                plain.extracting.model, prompt_template='say "\\{text}"\n\x7f\u2028é', overlap=0.1
+            ),
+        ),
+        selecting=replace(plain.selecting, control=Control.LABELS, etas=(0.05, 1.0), tol=1e-9),
+        training=replace(plain.training, head=HeadKind.MLP, refit=False, oof=Path("o of.csv")),
+    )
+    for made in (plain, odd):
+        path = tmp_path / "deep/er/spin.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe.to_toml(made, path.parent, "0"), encoding="utf-8")
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        assert values["data"]["path"].startswith("../")
+        assert recipe.recipe_of(recipe.read_toml(path), "here") == made
+
+
+def test_every_option_that_may_be_unset_is_so_by_default():
+    checked = 0
+    for section, kind in recipe.CONFIGS.items():
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            if type(None) in get_args(hints[field.name]):
+                assert field.default is None, (section, field.name)
+                checked += 1
+    assert checked > 15
+
+
+def test_paths_count_from_the_folder_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "spin.toml").write_text('[data]\npath = "texts"\n[model]\nmodel = "models/mine"\n')
+    monkeypatch.chdir(tmp_path / "models")
+    found = recipe.recipe_of(recipe.read_toml(Path("../spin.toml")), "here")
+    assert found.data == Path("../texts")
+    assert found.extracting.model.model == "../models/mine"
+    for name in ("bundled:minilm", "someone/model", "/far/away"):
+        (tmp_path / "spin.toml").write_text(f'[data]\npath = "/d"\n[model]\nmodel = "{name}"\n')
+        found = recipe.recipe_of(recipe.read_toml(Path("../spin.toml")), "here")
+        assert (found.data, found.extracting.model.model) == (Path("/d"), name)
+
+
+def test_the_command_line_goes_before_the_file(spin, tiny_run):
+    done = spin(
+        "run", tiny_run / "run", "--layers", "0-1", "-s", "select.etas=0.9,0.5", "--dry-run",
+        "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    why = {s["stage"]: s["why"] for s in json.loads(done.out)["stages"]}
+    assert why["activations"] == ["options.layers: 0-2 → 0-1"]
+    assert why["selection"] == ["options.etas: 0.05,0.1,0.2,0.4,0.6,0.8,0.9,1.… → 0.5,0.9"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.haed=mlp", ("[train]", "'haed'", "head?")),
+        ("trian.head=mlp", ("[trian]", "train?")),
+        ("train.head=mpl", ("'mpl'", "logistic, mlp")),
+        ("train.cv=-1", ("cv = -1", "at least 0")),
+        ("train.cv=true", ("cv", "a whole number")),
+        ("train.refit=1", ("refit", "true or false")),
+        ("select.etas=0.4,3", ("etas", "up to 1")),
+        ("select.etas=[]", ("etas", "at least one")),
+        ("extract.sites=hidden,fnn", ("sites", "'fnn'", "hidden, ffn")),
+        ("train.sites=hidden,x", ("sites", "both")),
+        ("model.overlap=5", ("overlap", "from 0 to 0.9")),
+        ("model.prompt_template=none", ("{text}",)),
+        ("model.system_prompt=be good", ("chat",)),
+        ("head=mlp", ("SECTION.KEY=VALUE",)),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(setting, words):
+    with pytest.raises(UsageError) as caught:
+        recipe.recipe_of(recipe.override(BARE, [setting]), "here")
+    for word in words:
+        assert word in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("text", ["[data", "data = 3", "[data]\npath = 3\n", "\x00", "[[data]]"])
+def test_a_broken_file_is_a_usage_error(spin, tmp_path, text):
+    (tmp_path / "spin.toml").write_text(text)
+    done = spin("run", tmp_path / "spin.toml")
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert str(tmp_path / "spin.toml") in done.err
+
+
+def test_foreign_code_is_not_run_because_a_file_says_so(spin, tmp_path):
+    (tmp_path / "spin.toml").write_text(
+        f'[data]\npath = "x"\n[model]\nmodel = "{MODEL}"\nallow_pickle = true\n'
+    )
+    done = spin("run", tmp_path / "spin.toml", "--dry-run")
+    assert done.code == 2
+    assert "--allow-pickle" in done.err
+
+
+def test_data_from_a_pipe_are_refused(spin, tmp_path):
+    done = spin("run", "-", "-m", MODEL, "-o", tmp_path / "run")
+    assert done.code == 2
+    assert spin("run", tmp_path, "-o", tmp_path / "run").code == 2
+    assert spin("run", tmp_path, "-m", MODEL).code == 2
