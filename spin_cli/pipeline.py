@@ -5,6 +5,7 @@ Nothing is loaded for that but hashes: of the data, of the model's files, and th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -96,7 +97,7 @@ def examine(folder: Path, recipe: Recipe, *, checksums: bool = False) -> list[St
         state = state_of(stage, folder, recipe, checksums=checksums)
         above = found[-1] if found else None
         if state.standing is Standing.FRESH and above and above.standing is not Standing.FRESH:
-            state = State(stage, Standing.STALE, (f"{above.stage} is {above.standing.value}",))
+            state = State(stage, Standing.STALE, (f"{above.stage} {above.standing.value}",))
         found.append(state)
     return found
 
@@ -215,8 +216,9 @@ def read_sections(folder: Path) -> tuple[Sections, str]:
         "extract": options,
     }
     for name, stage in (("select", "selection"), ("train", "head")):
-        if (folder / stage / artifacts.MANIFEST).is_file():
-            sections[name] = artifacts.read_manifest(folder / stage, stage)["request"]["options"]
+        with contextlib.suppress(ArtifactError, KeyError, TypeError):  # then the defaults count
+            manifest = artifacts.read_json(folder / stage / artifacts.MANIFEST)
+            sections[name] = dict(manifest["request"]["options"])
     return sections, str(folder)
 
 

@@ -33,8 +33,10 @@ def spin(monkeypatch, capsys):
 @pytest.fixture
 def run_copy(tiny_run, tmp_path) -> Path:
     """A run and its data, side by side as they were, that may be damaged."""
-    shutil.copytree(tiny_run, tmp_path / "tiny")
-    return tmp_path / "tiny/run"
+    run = Path(shutil.copytree(tiny_run, tmp_path / "tiny")) / "run"
+    made = recipe.recipe_of(recipe.read_toml(run / "spin.toml"), "here")
+    edit(run / "spin.toml", f'path = "{made.data}"', 'path = "../data"')
+    return run
 
 
 def states(spin, run, *args, code=4) -> dict[str, tuple[str, str]]:
@@ -70,7 +72,7 @@ def test_a_changed_option_is_named_with_its_values(spin, run_copy):
     found = states(spin, run_copy)
     assert found["activations"] == ("fresh", "")
     assert found["selection"] == ("stale", "options.path_points: 20 → 7")
-    assert found["head"] == ("stale", "selection is stale")
+    assert found["head"] == ("stale", "selection stale")
 
 
 def test_changed_data_are_named(spin, run_copy):
@@ -167,7 +169,8 @@ def test_spin_toml_makes_the_same_run_again(spin, tiny_run, tmp_path, monkeypatc
             assert filecmp.cmp(first / name, again / name, shallow=False), name
 
 
-def test_options_are_written_and_read_back_whole(tmp_path):
+def test_options_are_written_and_read_back_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     plain = recipe.recipe_of(BARE, "here")
     odd = replace(
         plain,
@@ -182,7 +185,7 @@ def test_options_are_written_and_read_back_whole(tmp_path):
         training=replace(plain.training, head=HeadKind.MLP, refit=False, oof=Path("o of.csv")),
     )
     for made in (plain, odd):
-        path = tmp_path / "deep/er/spin.toml"
+        path = Path("deep/er/spin.toml")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(recipe.to_toml(made, path.parent, "0"), encoding="utf-8")
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -222,7 +225,7 @@ def test_the_command_line_goes_before_the_file(spin, tiny_run):
     assert done.code == 0, done.err
     why = {s["stage"]: s["why"] for s in json.loads(done.out)["stages"]}
     assert why["activations"] == ["options.layers: 0-2 → 0-1"]
-    assert why["selection"] == ["options.etas: 0.05,0.1,0.2,0.4,0.6,0.8,0.9,1.… → 0.5,0.9"]
+    assert why["selection"] == ["options.etas: 0.05,0.1,0.2,0.4,0.6,0.8,0.9,… → 0.5,0.9"]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +270,13 @@ def test_foreign_code_is_not_run_because_a_file_says_so(spin, tmp_path):
     done = spin("run", tmp_path / "spin.toml", "--dry-run")
     assert done.code == 2
     assert "--allow-pickle" in done.err
+
+
+def test_without_data_or_model_nothing_is_begun(spin, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    assert spin("run", tmp_path / "none", "-m", MODEL, "-o", run).code == 3
+    assert spin("run", tiny_run / "data", "-m", "bundled:none", "-o", run).code == 5
+    assert not run.exists()
 
 
 def test_data_from_a_pipe_are_refused(spin, tmp_path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from spin_cli.cli import options as o
-from spin_cli.cli.terminal import human_bytes, print_json, print_table
-from spin_cli.cli.training import print_report
+from spin_cli.cli.terminal import print_json, print_table, progress_bar
 from spin_cli.errors import ArtifactError
 
 
@@ -17,22 +16,41 @@ def inspect(
     artifact: Annotated[
         Path, typer.Argument(metavar="ARTIFACT", help="A stage's folder, a run, or one file.")
     ],
+    rows: Annotated[
+        int,
+        typer.Option(
+            "--rows", min=0, help="Rows of activations that numbers are taken from; 0: all."
+        ),
+    ] = 2048,
+    eta: Annotated[
+        float, typer.Option("--eta", min=0.0, max=1.0, help="Masks that are compared.")
+    ] = 0.8,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every matrix, and all that train measured.")
+    ] = False,
     json: o.Json = False,
 ) -> None:
     """Show what an artifact is, from what it was made, and what is in it.
 
+    Other HDF5 and safetensors files are shown too: links in them are named, not followed.
+
     Example: `spin inspect run/selection`
     """
-    from spin_cli import reporting
+    from spin_cli import inspection
+    from spin_cli.cli.showing import show
 
-    found = reporting.describe(artifact)
+    with progress_bar("inspect") as progress:
+        found = inspection.describe(artifact, rows=rows, eta=eta, progress=progress)
     if json:
         print_json(found)
-    elif found["kind"] == "run":
-        for name, part in found["artifacts"].items():
-            show(artifact / name, part)
-    else:
-        show(artifact, found)
+        return
+    try:
+        show(artifact, found, every)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArtifactError(
+            f"{artifact}: holds what spin does not write ({type(error).__name__}: {error})",
+            "See it raw: spin inspect --json, or name one of its files.",
+        ) from error
 
 
 def verify(
@@ -72,88 +90,3 @@ def verify(
             f"{artifact}: {len(failed)} of {len(checks)} checks failed",
             "Make it again with --force, or restore it from a copy.",
         )
-
-
-def show(path: Path, found: dict[str, Any]) -> None:
-    """Print tables for one artifact."""
-    kind = found["kind"]
-    if kind == "json":
-        print_json(found["content"])
-    elif kind == "hdf5":
-        _show_hdf5(path, found)
-    elif kind == "safetensors":
-        rows = [[t["name"], str(tuple(t["shape"])), t["dtype"]] for t in found["tensors"]]
-        print_table(str(path), ["tensor", "shape", "dtype"], rows)
-    else:
-        _show_summary(path, found)
-        {"activations": _show_activations, "selection": _show_selection, "head": _show_head}[kind](
-            found
-        )
-
-
-def _show_hdf5(path: Path, found: dict[str, Any]) -> None:
-    rows = [
-        [
-            d["name"],
-            str(tuple(d["shape"])),
-            d["attributes"].get("dtype", d["dtype"]),
-            human_bytes(d["bytes"]),
-            d["attributes"].get("hookpoint", ""),
-        ]
-        for d in found["datasets"]
-    ]
-    print_table(str(path), ["dataset", "shape", "dtype", "size", "hookpoint"], rows)
-
-
-def _show_summary(path: Path, found: dict[str, Any]) -> None:
-    rows = [["size", human_bytes(found["bytes"])], ["fingerprint", found["fingerprint"][:16]]]
-    what = "labels, any number a text" if found.get("multi_label") else "classes"
-    rows.append([what, ", ".join(found["classes"])])
-    if "parent" in found:
-        rows.append(["made from", found["parent"]["path"]])
-    if "model" in found:
-        rows.append(["model", f"{found['model']['id']} ({found['model']['architecture']})"])
-    rows += [
-        [f"data, {source['split']}", f"{source['path']} ({source['rows']:,} rows)"]
-        for source in found.get("data", [])
-    ]
-    rows += [[name, f"{count:,}"] for name, count in found.get("counts", {}).items()]
-    print_table(f"{found['kind']}: {path}", ["", ""], rows)
-
-
-def _show_activations(found: dict[str, Any]) -> None:
-    layers: dict[str, dict[str, list[str]]] = {}
-    widths: dict[tuple[str, str], int] = {}
-    for f in found["features"]:
-        layers.setdefault(f["layer"], {}).setdefault(f["site"], []).append(f["pooling"])
-        widths[f["layer"], f["site"]] = f["width"]
-    names = list(dict.fromkeys(f["site"] for f in found["features"]))
-    rows = [
-        [layer, *[f"{widths[layer, s]} × {'/'.join(sites[s])}" if s in sites else "–"
-                  for s in names]]
-        for layer, sites in layers.items()
-    ]  # fmt: skip
-    print_table("Vectors per text", ["layer", *names], rows)
-
-
-def _show_selection(found: dict[str, Any]) -> None:
-    scores = found["scores"]
-    top = max(float(row["val_score"]) for row in scores)
-    low = min(float(row["val_score"]) for row in scores)
-    rows = []
-    for row in scores:
-        value = float(row["val_score"])
-        bar = "█" * round(1 + 19 * (value - low) / max(top - low, 1e-9))
-        last = list(row)[-1]
-        rows.append(
-            [row["layer"], row["site"], row["pooling"], f"{value:.4f}", row[last], bar.ljust(20)]
-        )
-    print_table(
-        f"Probes, {found['metric']} on val",
-        ["layer", "site", "pooling", "score", "neurons", ""],
-        rows,
-    )
-
-
-def _show_head(found: dict[str, Any]) -> None:
-    print_report(found["metrics"])

@@ -205,13 +205,15 @@ def status(
 
 def run_stages(output: Path, recipe: Recipe, force: bool) -> dict[str, Any]:
     """Make what is not fresh; what was made by the same request is left alone."""
-    from spin_cli import artifacts, pipeline, ranks
+    from spin_cli import artifacts, extraction, pipeline, ranks
 
     states = pipeline.examine(output, recipe)
     for state in states:
         if state.standing is pipeline.Standing.FOREIGN:
             raise ArtifactError(state.why[0], "Name another folder with -o.")
         say(f"{state.stage + ':':<13}{state.standing.value:<9}{'; '.join(state.why)}".rstrip())
+    if states[0].standing is not pipeline.Standing.FRESH:
+        extraction.foretell(recipe.data, recipe.extracting, False)  # no data, no model: say so now
     if ranks.current().first:
         pipeline.write_recipe(output, recipe)
     make: dict[str, Callable[[bool], Any]] = {

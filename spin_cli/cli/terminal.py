@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -114,8 +115,37 @@ def print_table(
             no_wrap=index < len(columns) - 1,
         )
     for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
+        table.add_row(*[Text(printable(cell)) for cell in row])
     Console(highlight=False).print(table)
+
+
+def print_line(text: str = "") -> None:
+    """Print a line of a result to stdout; on a terminal, cut to its width."""
+    if not ranks.current().first:
+        return
+    text = printable(text)
+    if sys.stdout.isatty() and len(text) > width():
+        text = f"{text[: width() - 1]}…"
+    print(text)  # noqa: T201
+
+
+def printable(text: str) -> str:
+    """*text* with everything escaped that could move a terminal's cursor or cannot be encoded."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def bar(share: float, length: int) -> str:
+    """A bar of *length* characters, filled to *share* in eighths of a character."""
+    eighths = round(max(0.0, min(1.0, share)) * length * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + " ▏▎▍▌▋▊▉"[rest].strip()).ljust(length)
 
 
 def human_bytes(count: float) -> str:

@@ -1,0 +1,130 @@
+"""How far the masks of a selection agree: between poolings, and between classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from spin_cli import mask
+from spin_cli.errors import ArtifactError
+
+MASKS = "masks.h5"
+MAX_VALUES = 2**24
+"""Values of one dataset; a mask has one for each neuron at most."""
+Sets = dict[tuple[str, str, str], tuple[set[int], int]]
+"""By layer, site and pooling: the neurons of a mask, and the width of the matrix."""
+
+
+def jaccard(one: set[int], other: set[int]) -> float:
+    """Size of the intersection over that of the union; 0 for two empty sets."""
+    union = len(one | other)
+    return len(one & other) / union if union else 0.0
+
+
+def by_chance(one: int, other: int, width: int) -> float:
+    """About what `jaccard` is for two random sets of these sizes out of *width* neurons."""
+    both = one * other / width
+    union = one + other - both
+    return both / union if union else 0.0
+
+
+def overlaps(folder: Path, eta: float, classes: list[str]) -> dict[str, Any]:
+    """Mean Jaccard index of masks at *eta*, between poolings and between classes.
+
+    A class's mask is what reaches *eta* of that class's own importance.
+
+    Returns
+    -------
+    dict
+        ``eta``; ``poolings``: for each site and pair of poolings, over layers; ``classes``: for
+        each pair of classes, over all matrices (none for two classes, which share one weight).
+        Each has ``jaccard`` and ``chance``, what random masks of the same sizes would give.
+
+    Raises
+    ------
+    ArtifactError
+        ``masks.h5`` is not what `spin select` writes.
+    """
+    found: Sets = {}
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    try:
+        with h5py.File(folder / MASKS, "r") as file:
+            for layer, site, pooling, group in _groups(file):
+                neurons, shares = _read(group, "neurons"), _read(group, "cumulative")
+                width = int(group.attrs["width"])
+                count = mask.count_for(shares.astype(np.float64), eta)
+                found[layer, site, pooling] = ({int(n) for n in neurons[:count]}, width)
+                if "class_importance" in group and len(classes) > 2:
+                    importance = _read(group, "class_importance")
+                    _add_classes(pairs, importance, neurons, classes, eta, width)
+    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ArtifactError(
+            f"{folder / MASKS}: not the masks of spin ({error})", "Look at it as one file."
+        ) from error
+    return {
+        "eta": eta,
+        "poolings": _between_poolings(found),
+        "classes": [{"classes": list(pair), **_mean(each)} for pair, each in pairs.items()],
+    }
+
+
+def _groups(file: Any) -> Any:
+    for layer in file:
+        for site in file[layer]:
+            for pooling in file[layer][site]:
+                yield layer, site, pooling, file[layer][site][pooling]
+
+
+def _read(group: Any, name: str) -> NDArray[Any]:
+    dataset = group[name]
+    if dataset.size > MAX_VALUES or dataset.is_virtual:
+        raise ValueError(f"{group.name}/{name} has {dataset.size:,} values")
+    return np.asarray(dataset[:])
+
+
+def _add_classes(
+    pairs: dict[tuple[str, str], list[tuple[float, float]]],
+    importance: NDArray[Any],
+    neurons: NDArray[Any],
+    classes: list[str],
+    eta: float,
+    width: int,
+) -> None:
+    sets = []
+    for row in importance.astype(np.float64):
+        order = mask.order(row)
+        count = mask.count_for(mask.cumulative(row[order]), eta)
+        sets.append({int(n) for n in neurons[order[:count]]})
+    named = list(zip(classes, sets, strict=True))
+    for (one, a), (other, b) in combinations(named, 2):
+        if a or b:
+            pair = jaccard(a, b), by_chance(len(a), len(b), width)
+            pairs.setdefault((one, other), []).append(pair)
+
+
+def _between_poolings(found: Sets) -> list[dict[str, Any]]:
+    places: dict[tuple[str, str], dict[str, tuple[set[int], int]]] = {}
+    for (layer, site, pooling), entry in found.items():
+        places.setdefault((layer, site), {})[pooling] = entry
+    pairs: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for (_layer, site), masks in places.items():
+        for one, other in combinations(sorted(masks), 2):
+            (a, width), (b, _) = masks[one], masks[other]
+            if a or b:
+                pair = jaccard(a, b), by_chance(len(a), len(b), width)
+                pairs.setdefault((site, one, other), []).append(pair)
+    return [
+        {"site": site, "poolings": [one, other], **_mean(each)}
+        for (site, one, other), each in pairs.items()
+    ]
+
+
+def _mean(pairs: list[tuple[float, float]]) -> Mapping[str, Any]:
+    values = np.array(pairs)
+    return {"jaccard": float(values[:, 0].mean()), "chance": float(values[:, 1].mean())}
