@@ -25,7 +25,8 @@ import spin_cli.cli
 from spin_cli.cli import terminal
 
 COMMANDS = (
-    "extract", "select", "train", "predict", "export", "inspect", "report", "run", "status", "demo",
+    "extract", "select", "train", "predict", "export", "inspect", "ablate", "report", "run",
+    "status", "demo",
 )  # fmt: skip
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 SPIN = [sys.executable, "-m", "spin_cli"]

@@ -16,6 +16,7 @@ import typer
 
 from spin_cli import __version__
 from spin_cli.cli import (
+    ablating,
     exporting,
     extracting,
     inspecting,
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": exporting.export,
     "inspect": inspecting.inspect,
     "verify": inspecting.verify,
+    "ablate": ablating.ablate,
     "report": reporting.report,
     "run": pipeline.run,
     "status": pipeline.status,

@@ -55,12 +55,14 @@ def inspect(
 
 def verify(
     artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A stage's folder or a run.")
+        Path, typer.Argument(metavar="ARTIFACT", help="A stage's folder, a run, or one file of it.")
     ],
     rows: Annotated[
         int,
         typer.Option(
-            "--rows", min=0, help="Rows of activations to recompute through the model; 0: none."
+            "--rows",
+            min=0,
+            help="Rows of activations to recompute through the model; 0: recompute nothing.",
         ),
     ] = 8,
     seed: Annotated[int, typer.Option("--seed", help="Decides which rows.")] = 0,
@@ -69,7 +71,11 @@ def verify(
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """Check that an artifact is still what was written: checksums, shapes, recomputed rows.
+    """Check that an artifact is still what was written.
+
+    Checksums of every byte, files missing or too many, shapes, and whether it was made from what
+    is there now. Then numbers are computed again: some rows of activations by the model, some
+    probes of a selection and the test scores of a head from the activations.
 
     Ends with 0 if all is well, with 4 if anything was changed or is missing.
 

@@ -1,14 +1,15 @@
 """Is an artifact still what was written? Checksums, shapes, and rows read anew.
 
 Every bit of an artifact is under a checksum: files under the manifest's, the manifest and the log
-under their own. Some rows of activations are besides recomputed through the model.
+under their own. Some rows of activations are besides recomputed through the model, some probes of a
+selection and the test scores of a head from the activations behind them.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +24,20 @@ from spin_cli.config import Bits, DataConfig, ModelConfig, Pooling, Site, Storag
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
 from spin_cli.head import load_head
+from spin_cli.verification.recomputing import Check, recompute
 
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest distance of a recomputed vector from the stored one, as a share of its length, by number
 format (of computing or of the disk, the coarser one). Batches of another shape round otherwise."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    what: str
-    ok: bool | None
-    """None: it could not be looked at."""
-    found: str
-
-
 def verify(folder: Path, *, rows: int = 8, seed: int = 0, model: str | None = None) -> list[Check]:
-    """Check an artifact folder, or every artifact in a run folder.
+    """Check an artifact folder, every artifact in a run folder, or one file of an artifact.
 
     Parameters
     ----------
-    rows : random rows of activations to recompute through the model; 0: none, no model is loaded
+    rows : random rows of activations to recompute through the model; 0: nothing is recomputed,
+        and no model is loaded
     model : where the model lies now, if not where the manifest says
 
     Raises
@@ -52,6 +45,8 @@ def verify(folder: Path, *, rows: int = 8, seed: int = 0, model: str | None = No
     ArtifactError
         There is no artifact to check.
     """
+    if folder.is_file():
+        return [_check_file(folder)]
     inside = [folder / name for name in artifacts.STAGE_OF if (folder / name).is_dir()]
     if inside and not (folder / artifacts.MANIFEST).exists():
         return [
@@ -66,6 +61,21 @@ def verify(folder: Path, *, rows: int = 8, seed: int = 0, model: str | None = No
         manifest = artifacts.read_manifest(folder)
         checks += _check_content(folder, manifest, rows, seed, model)
     return checks
+
+
+def _check_file(path: Path) -> Check:
+    """One file of an artifact, by the manifest beside it."""
+    folder, name = path.parent, path.name
+    if not (folder / artifacts.MANIFEST).is_file():
+        raise ArtifactError(f"{path}: no {artifacts.MANIFEST} beside it to compare it with")
+    if name == artifacts.MANIFEST:
+        return _attempt(name, lambda: _check_manifest(folder))
+    if name == artifacts.LOG:
+        return _attempt(name, lambda: _check_log(folder))
+    entries = artifacts.read_json(folder / artifacts.MANIFEST).get("files", {})
+    if name not in entries:
+        return Check(name, False, f"not of the artifact in {folder}")
+    return _attempt(name, lambda: _check_sum(folder, name, entries[name]))
 
 
 def _attempt(what: str, look: Callable[[], str]) -> Check:
@@ -89,7 +99,7 @@ def _check_files(folder: Path) -> Iterator[Check]:
         yield _attempt(artifacts.LOG, lambda: _check_log(folder))
     known = {*entries, artifacts.MANIFEST, artifacts.LOG}
     if strangers := sorted(path.name for path in folder.iterdir() if path.name not in known):
-        yield Check("other files", None, f"not of this artifact: {', '.join(strangers[:5])}")
+        yield Check("other files", False, f"not of this artifact: {', '.join(strangers[:5])}")
 
 
 def _check_manifest(folder: Path) -> str:
@@ -130,6 +140,8 @@ def _check_content(
             yield _recompute(folder, manifest, features, rows, seed, model)
     if kind == "head":
         yield _attempt("head", lambda: f"{load_head(folder).neurons:,} neurons, all in range")
+    if kind in ("selection", "head") and rows:
+        yield recompute(folder, manifest, seed)
     if "parent" in manifest:
         try:
             path, _ = artifacts.read_parent(folder, manifest)

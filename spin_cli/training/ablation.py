@@ -1,0 +1,376 @@
+"""Are the selected neurons the ones that matter? Scores with some of them taken away or alone.
+
+From stored activations, without the model. The two questions are those of DeYoung et al. (2020,
+"ERASER", arXiv:1911.03429), asked of neurons instead of words: *sufficiency*, what the score loses
+when only the selected neurons are kept, and *comprehensiveness*, what it loses when they are
+removed. As many neurons of each matrix, drawn at random, tell what any neurons would do.
+
+Two ways: *refit*, where a new ridge head is fitted to what is left, so that a loss means that the
+others do not hold the information; and for a trained head *mean ablation*, where neurons are set
+to their mean over train rows and nothing is fitted again: a loss means that the head used them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from spin_cli import activations, artifacts, mask, metrics, probe
+from spin_cli.activations import Feature
+from spin_cli.config import (
+    DEFAULT_ETAS,
+    Metric,
+    Pooling,
+    Progress,
+    TrainConfig,
+    quiet,
+    worker_count,
+)
+from spin_cli.errors import ArtifactError, UsageError
+from spin_cli.head import METRICS, Head, load_head
+from spin_cli.training.inputs import Inputs, read_inputs
+from spin_cli.training.search import Split, fit_columns
+from spin_cli.training.table import MASKS, SITES, Ranked, read_masks
+
+MAX_CELLS = 60_000_000
+"""Rows times neurons that are held: about half a GB with the standardised copy."""
+TRAIN_ROWS, EVAL_ROWS = 2_000, 4_000
+HEAD_CELLS = 10_000_000
+"""Values that a head is given at once."""
+Columns = NDArray[np.intp]
+Score = Callable[[Columns], float]
+
+
+@dataclass(frozen=True)
+class AblateConfig:
+    """Options of ``spin ablate``."""
+
+    site: str | None = None
+    """A key of `SITES`; None: the head's, else all sites there are."""
+    poolings: tuple[Pooling, ...] | None = None
+    """None: the head's, else all."""
+    depth: int | None = None
+    """Last layer, by position; None: the head's, else all."""
+    etas: tuple[float, ...] = DEFAULT_ETAS
+    draws: int = 3
+    """Random sets of neurons for each eta."""
+    rows: int = TRAIN_ROWS
+    """Most training rows."""
+    metric: Metric | None = None
+    """None: the one that `select` used."""
+    seed: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """Scores at one eta."""
+
+    eta: float
+    neurons: int
+    kept: float
+    """With the selected neurons alone."""
+    removed: float
+    """With all but these."""
+    random_kept: float
+    random_kept_sd: float
+    random_removed: float
+    random_removed_sd: float
+    sufficiency: float
+    """Score of all neurons less ``kept``; small is good."""
+    comprehensiveness: float
+    """Score of all neurons less ``removed``; large is good."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Columns of a table, by the matrix that each stands in, most important first."""
+
+    ordered: tuple[Columns, ...]
+    """Columns with an importance, for each matrix."""
+    shares: tuple[NDArray[np.float64], ...]
+    """Cumulative share of the importance that they reach."""
+    every: tuple[Columns, ...]
+    """All columns of each matrix."""
+
+    def top(self, eta: float) -> list[Columns]:
+        """The mask of each matrix at *eta*."""
+        pairs = zip(self.ordered, self.shares, strict=True)
+        return [columns[: mask.count_for(shares, eta)] for columns, shares in pairs]
+
+    def drawn(self, counts: Sequence[int], rng: np.random.Generator) -> list[Columns]:
+        """As many random columns of each matrix."""
+        pairs = zip(self.every, counts, strict=True)
+        return [rng.permutation(columns)[:count] for columns, count in pairs]
+
+    def others(self, columns: Sequence[Columns]) -> Columns:
+        """All columns but these."""
+        return np.setdiff1d(np.concatenate(self.every), np.concatenate(columns))
+
+
+def ablate(
+    source: Path, head: Path | None, config: AblateConfig, *, progress: Progress = quiet
+) -> dict[str, Any]:
+    """Score the neurons of the selection *source* and, if given, of a trained *head*.
+
+    Returns
+    -------
+    dict
+        ``what`` was looked at, ``metric``, ``scored_on`` (test, or val where there is none) and
+        ``rows``; under ``refit`` and ``head`` (or None) the score of ``all`` neurons, of ``none``
+        and a list of `Point` as ``points``; ``notes``.
+
+    Raises
+    ------
+    ArtifactError
+        An artifact is missing, damaged, or not made from the others.
+    UsageError
+        No matrix is left by the options.
+    """
+    selection = artifacts.read_manifest(source, "selection")
+    inputs = read_inputs(source, selection, TrainConfig(metric=config.metric))
+    notes: list[str] = []
+    chosen = _chosen(head)
+    items = _matching(source, inputs, config, chosen)
+    rows = _rows(inputs, config, sum(item.feature.width for item in items), notes)
+    scored_on = "test" if len(rows["test"]) else "val"
+    if scored_on == "val":
+        notes.append("no test rows: scored on val rows, by which the penalties are chosen too")
+    fits = len(config.etas) * (2 + 2 * config.draws) + 1
+    step = _counter(progress, fits)
+    what = {
+        "layers": list(dict.fromkeys(item.feature.layer for item in items)),
+        "sites": list(dict.fromkeys(item.feature.site.value for item in items)),
+        "poolings": list(dict.fromkeys(item.feature.pooling.value for item in items)),
+        "matrices": len(items),
+        "neurons": sum(item.feature.width for item in items),
+    }
+    refit = _refit(inputs, items, rows, config, step)
+    trained = None
+    if head is not None:
+        trained = _mean_ablation(head, source, inputs, rows, config)
+    return {
+        "what": what, "metric": inputs.metric.value, "scored_on": scored_on,
+        "rows": {name: len(index) for name, index in rows.items()}, "draws": config.draws,
+        "refit": refit, "head": trained, "notes": notes,
+    }  # fmt: skip
+
+
+def _chosen(head: Path | None) -> Mapping[str, Any]:
+    if head is None:
+        return {}
+    artifacts.read_manifest(head, "head")
+    report = artifacts.read_json(head / METRICS)
+    try:
+        return dict(report["chosen"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{head / METRICS}: not what spin train writes") from error
+
+
+def _matching(
+    source: Path, inputs: Inputs, config: AblateConfig, chosen: Mapping[str, Any]
+) -> list[Ranked]:
+    """The matrices that are looked at, in the model's order of layers."""
+    site = config.site or chosen.get("site")
+    sites = SITES.get(str(site), tuple(dict.fromkeys(f.site for f in inputs.features)))
+    poolings = config.poolings or _poolings(chosen.get("pooling"))
+    depth = chosen.get("depth") if config.depth is None else config.depth
+    layers = inputs.layers if depth is None else inputs.layers[: int(depth) + 1]
+    found = [
+        item
+        for feature, item in read_masks(source / MASKS, inputs.features).items()
+        if feature.site in sites
+        and (not poolings or feature.pooling in poolings)
+        and feature.layer in layers
+    ]
+    if not any(len(item.neurons) for item in found):
+        raise UsageError("no selected neuron is left by --site, --pooling and --max-layer")
+    return found
+
+
+def _poolings(text: Any) -> tuple[Pooling, ...]:
+    known = {pooling.value for pooling in Pooling}
+    return tuple(Pooling(name) for name in str(text).split("+") if name in known)
+
+
+def _rows(
+    inputs: Inputs, config: AblateConfig, width: int, notes: list[str]
+) -> dict[str, NDArray[np.intp]]:
+    """Rows of each split, thinned evenly where there are too many for memory and time."""
+    limits = {"train": config.rows, "val": EVAL_ROWS // 2, "test": EVAL_ROWS}
+    counts = {name: min(len(rows), limits[name]) for name, rows in inputs.rows.items()}
+    share = min(1.0, MAX_CELLS / max(1, width * sum(counts.values())))
+    rng = np.random.default_rng(config.seed)
+    found = {}
+    for name, rows in inputs.rows.items():
+        count = min(counts[name], max(100, int(counts[name] * share)))
+        found[name] = np.sort(rng.permutation(rows)[:count]) if count < len(rows) else rows
+        if count < len(rows):
+            notes.append(f"{count:,} of {len(rows):,} {name} rows, to bound memory and time")
+    return found
+
+
+def _counter(progress: Progress, total: int) -> Callable[[], None]:
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress("ablate", done, total)
+
+    return step
+
+
+def _read(inputs: Inputs, feature: Feature, rows: NDArray[np.intp]) -> NDArray[Any]:
+    whole = activations.read_matrix(inputs.source, feature, len(inputs.codes), inputs.dtype)
+    return whole[rows]
+
+
+def _measure(
+    groups: Groups, score: Score, config: AblateConfig, step: Callable[[], None]
+) -> list[Point]:
+    """The score of every set of columns; random ones come from the seed, eta by eta."""
+    sets: list[Columns] = [np.concatenate(groups.every)]
+    for place, eta in enumerate(config.etas):
+        top = groups.top(eta)
+        sets += [np.concatenate(top), groups.others(top)]
+        rng = np.random.default_rng([config.seed, place])
+        for _ in range(config.draws):
+            drawn = groups.drawn([len(columns) for columns in top], rng)
+            sets += [np.concatenate(drawn), groups.others(drawn)]
+
+    def one(columns: Columns) -> float:
+        found = score(columns)
+        step()
+        return found
+
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", probe.ConvergenceWarning)  # as loose as in the search
+        with ThreadPoolExecutor(worker_count(config.workers)) as pool:
+            try:
+                scores = list(pool.map(one, sets))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    whole, each = scores[0], 2 + 2 * config.draws
+    points = []
+    for place, eta in enumerate(config.etas):
+        kept, removed, *random = scores[1 + place * each : 1 + (place + 1) * each]
+        apart = np.array(random).reshape(-1, 2)
+        mean, sd = apart.mean(0), apart.std(0, ddof=1 if len(apart) > 1 else 0)
+        points.append(
+            Point(
+                eta=eta, neurons=len(sets[1 + place * each]), kept=kept, removed=removed,
+                random_kept=float(mean[0]), random_kept_sd=float(sd[0]),
+                random_removed=float(mean[1]), random_removed_sd=float(sd[1]),
+                sufficiency=whole - kept, comprehensiveness=whole - removed,
+            )
+        )  # fmt: skip
+    return points
+
+
+def _report(points: Sequence[Point], neurons: int, whole: float, none: float) -> dict[str, Any]:
+    return {"neurons": neurons, "all": whole, "none": none, "points": [asdict(p) for p in points]}
+
+
+def _refit(
+    inputs: Inputs,
+    items: Sequence[Ranked],
+    rows: Mapping[str, NDArray[np.intp]],
+    config: AblateConfig,
+    step: Callable[[], None],
+) -> dict[str, Any]:
+    """Fit a ridge head, its strength chosen on val rows, to each set of neurons."""
+    n_train, n_val = len(rows["train"]), len(rows["val"])
+    index = np.concatenate([rows["train"], rows["val"], rows["test"]])
+    X = np.hstack([_read(inputs, item.feature, index) for item in items])
+    starts = np.cumsum([0, *(item.feature.width for item in items)])
+    pairs = list(zip(items, starts[:-1], strict=True))
+    groups = Groups(
+        ordered=tuple(item.neurons.astype(np.intp) + start for item, start in pairs),
+        shares=tuple(item.cumulative for item in items),
+        every=tuple(np.arange(item.feature.width) + start for item, start in pairs),
+    )
+    codes = inputs.codes[index]
+    searched = codes[: n_train + n_val]
+    split = Split(
+        searched, np.arange(n_train), np.arange(n_train, len(searched)), len(inputs.classes),
+        inputs.metric,
+    )  # fmt: skip
+    measured = codes[n_train + n_val :] if len(rows["test"]) else codes[n_train:]
+    by = metrics.score_function(inputs.metric)
+    shares = np.bincount(searched[:n_train], minlength=len(inputs.classes)) / n_train
+    none = by(measured, np.tile(shares, (len(measured), 1)))
+
+    def score(columns: Columns) -> float:
+        if not len(columns):
+            return none
+        values = X[:, np.sort(columns)]
+        fitted = fit_columns(values[: len(searched)], split)
+        if not len(rows["test"]):
+            return by(measured, fitted.val_probs)
+        return by(measured, fitted.probabilities(values[len(searched) :]))
+
+    points = _measure(groups, score, config, step)
+    whole = points[0].kept + points[0].sufficiency
+    return _report(points, X.shape[1], whole, none)
+
+
+def _mean_ablation(
+    folder: Path,
+    source: Path,
+    inputs: Inputs,
+    rows: Mapping[str, NDArray[np.intp]],
+    config: AblateConfig,
+) -> dict[str, Any]:
+    """Set neurons of a trained head to their mean over train rows; nothing is fitted."""
+    head = load_head(folder)
+    path, _ = artifacts.read_parent(folder, artifacts.read_manifest(folder, "head"))
+    if path != source.resolve():
+        raise ArtifactError(
+            f"{folder}: made from {path}, not from {source}", "Name its own run or selection."
+        )
+    by_key = {(f.layer, f.site, f.pooling): f for f in inputs.features}
+    measured = rows["test"] if len(rows["test"]) else rows["val"]
+    index = np.concatenate([rows["train"], measured])
+    parts = []
+    for feature in head.features:
+        found = by_key.get((feature.layer, feature.site, feature.pooling))
+        if found is None or found.width != feature.width:
+            raise ArtifactError(f"{folder}: reads {feature.key}, which the activations lack")
+        parts.append(_read(inputs, found, index)[:, feature.neurons])
+    values = np.hstack(parts).astype(np.float32)
+    n_train = len(rows["train"])
+    mean = values[:n_train].mean(0, dtype=np.float64).astype(np.float32)
+    groups = _head_groups(head, values[:n_train].std(0, dtype=np.float64))
+    test, y = values[n_train:], inputs.codes[measured]
+    by = metrics.score_function(inputs.metric)
+
+    def score(columns: Columns) -> float:
+        ablated = np.tile(mean, (len(test), 1))
+        ablated[:, columns] = test[:, columns]
+        blocks = np.array_split(ablated, 1 + ablated.size // HEAD_CELLS)
+        return by(y, np.vstack([head.probabilities(block) for block in blocks]))
+
+    points = _measure(groups, score, config, lambda: None)
+    whole = points[0].kept + points[0].sufficiency
+    return _report(points, head.neurons, whole, score(np.zeros(0, np.intp)))
+
+
+def _head_groups(head: Head, sd: NDArray[np.float64]) -> Groups:
+    """A head's columns as one group, ordered by the squared weight on standardised neurons."""
+    outer = (head.weight.astype(np.float64) ** 2).sum(0)
+    if head.hidden is None:
+        importance = outer * sd**2
+    else:  # what a hidden unit counts for, handed down to the neurons
+        importance = outer @ (head.hidden[0].astype(np.float64) * sd) ** 2
+    order = mask.order(importance)
+    return Groups((order,), (mask.cumulative(importance[order]),), (np.arange(len(importance)),))

@@ -1,0 +1,6 @@
+"""Checking that an artifact is still what was written."""
+
+from spin_cli.verification.recomputing import Check
+from spin_cli.verification.stage import TOLERANCE, verify
+
+__all__ = ["TOLERANCE", "Check", "verify"]
