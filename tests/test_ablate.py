@@ -59,7 +59,7 @@ def planted(tmp_path_factory) -> Path:
             truncated=np.zeros(rows, bool),
         )
         content = {
-            "request": {"model": {}},
+            "request": {"model": {}, "options": {"data": {}}},
             "classes": ["no", "yes"],
             "counts": {"rows": rows},
             "layers": ["layer_00", "layer_01", "layer_02"],

@@ -307,7 +307,8 @@ def _refit(
     )  # fmt: skip
     measured = codes[n_train + n_val :] if len(rows["test"]) else codes[n_train:]
     by = metrics.score_function(inputs.metric)
-    shares = np.bincount(searched[:n_train], minlength=len(inputs.classes)) / n_train
+    each = np.eye(len(inputs.classes))[searched] if searched.ndim == 1 else searched
+    shares = each[:n_train].mean(0)
     none = by(measured, np.tile(shares, (len(measured), 1)))
 
     def score(columns: Columns) -> float:

@@ -48,6 +48,7 @@ class Source:
     classes: list[str]
     samples: activations.Samples
     codes: NDArray[np.int64]
+    """(N,), or (N, L), 1 where a label applies."""
 
     def read(self, feature: Feature) -> NDArray[Any]:
         """A whole matrix."""
@@ -63,7 +64,7 @@ def recompute(folder: Path, manifest: dict[str, Any], seed: int) -> Check:
         if kind == "head":
             path, parent = artifacts.read_parent(path, parent)
         source = _source(path, parent)
-    except (ArtifactError, OSError) as error:
+    except (ArtifactError, OSError, KeyError, TypeError, ValueError) as error:
         return Check(what, None, f"the activations cannot be read: {error}")
     try:
         look = (
@@ -79,9 +80,8 @@ def recompute(folder: Path, manifest: dict[str, Any], seed: int) -> Check:
 
 
 def _source(folder: Path, manifest: dict[str, Any]) -> Source:
-    samples = activations.read_samples(folder)
+    samples, codes = activations.read_targets(folder, manifest)
     classes = list(manifest["classes"])
-    codes = np.array([classes.index(label) for label in samples.labels], np.int64)
     dtype = StorageDtype(manifest["storage_dtype"])
     return Source(folder, activations.features_of(manifest), dtype, classes, samples, codes)
 
@@ -106,6 +106,8 @@ def _probes(folder: Path, manifest: dict[str, Any], source: Source, seed: int) -
         val = source.samples.rows("val")
         z = X[val].astype(np.float64) @ coef.T.astype(np.float64) + intercept
         way = "ovr" if options["solver"] == Solver.REFERENCE.value else "multinomial"
+        if source.codes.ndim == 2:
+            way = "labels"
         probs = metrics.probabilities(z, len(source.classes), way)
         score = metrics.score_function(Metric(manifest["metric"]))(source.codes[val], probs)
         stored = float(scores[key]["val_score"])
@@ -139,6 +141,8 @@ def _head(folder: Path, source: Source) -> tuple[bool | None, str]:
     rows = source.samples.rows("test")
     if not len(rows) or "test" not in report["spin"]:
         return None, "there are no test rows"
+    if source.codes.ndim == 2:
+        return None, "heads with several labels a text are not scored again"
     head = load_head(folder)
     by_key = {(f.layer, f.site, f.pooling): f for f in source.features}
     parts = [
