@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow check format docs bench clean
 
 $(READY): pyproject.toml constraints.txt requirements-models.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ check: $(READY)  ## lint, format, types, import rules
 format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the reference of the command line, from its --help
+	$(BIN)/python -m typer spin_cli.cli utils docs --name spin --title "Command line" --output docs/cli.md
 
 bench: $(READY)  ## every speed in one table of ratios; needs DATA=folder that holds sst2
 	$(BIN)/python benchmarks/bench.py --data $(DATA)
