@@ -12,6 +12,7 @@ mkdir -p "$out"
 "$python" -m pytest tests/test_gpu.py -m gpu | tee "$out/tests.txt"
 "$python" benchmarks/extract.py --data "$data" --only gpu | tee "$out/extract-8b.jsonl"
 "$python" benchmarks/extract.py --data "$data" --only forward,loop,bfloat16 | tee "$out/extract.jsonl"
+"$python" benchmarks/select.py --gpu | tee "$out/select.jsonl"
 # The paper's experiment on whole data sets. More models, hub ids or folders: MODELS="a b" gpu.sh …
 for model in ${MODELS:-bundled:minilm bundled:smollm2 bundled:gemma3}; do
     "$python" benchmarks/reproduce.py --data "$data" --model "$model" --device cuda \

@@ -104,9 +104,15 @@ class Control(str, Enum):
 
     NONE = "none"
     RANDOM = "random"
-    """As many neurons of each matrix, drawn at random."""
+    """As many neurons of each matrix, drawn at random, go on to ``train``; a probe of these alone
+    gives the control score."""
     LABELS = "labels"
-    """A second probe of each matrix, for shuffled labels (Hewitt & Liang 2019)."""
+    """A second probe of each matrix, for a control task (Hewitt & Liang 2019).
+
+    They give each word type a random label. Here the input is a whole text and hardly any occurs
+    twice, so each text is a type of its own: the labels are shuffled over train rows and over val
+    rows. What that probe scores on val is what choosing among penalties gains by luck.
+    """
 
 
 class Search(str, Enum):
@@ -292,9 +298,12 @@ class SelectConfig:
     bootstrap: int = 0
     """Resamples of the training rows over which selection frequencies are counted."""
     control: Control = Control.NONE
+    device: str = "auto"
+    """Where probes are solved: ``auto`` takes a CUDA device if there is one, else the CPU."""
     memory_limit: int | None = None
-    """Bytes that matrices may take; None: half of what is free. Decides how many are held at once,
-    and which are streamed; never what is found."""
+    """Bytes that matrices may take; None: the largest and a little, or as many as ``workers`` are
+    asked for; streamed only what takes over half of the free memory. Decides how many are held at
+    once, and which are streamed; never what is found."""
     workers: int = 0
     """Threads; 0: one per core."""
     seed: int = 0

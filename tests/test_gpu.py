@@ -1,4 +1,4 @@
-"""On a CUDA device: the same features as on the CPU, memory that runs out, one rank per device."""
+"""On a CUDA device: the same features and probes as on the CPU, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from spin_cli import backbone
-from spin_cli.config import Dtype, ModelConfig, Pooling, Site
+from spin_cli import backbone, metrics, probe
+from spin_cli.config import Dtype, Metric, ModelConfig, Pooling, SelectConfig, Site
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,3 +55,26 @@ def test_a_batch_too_large_for_the_device_is_halved():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert seen == set(range(512))
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("hold", [True, False])
+def test_probes_are_those_of_the_cpu(monkeypatch, n_classes, hold):
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(4000, 600)) * rng.uniform(0.1, 5, 600)).astype(np.float16)
+    W = rng.normal(size=(n_classes, 600)) * (np.arange(600) < 12)
+    y = ((X / X.std(0)).astype(float) @ W.T + rng.gumbel(size=(4000, n_classes))).argmax(1)
+    rows = np.arange(3000), np.arange(3000, 4000)
+    config = SelectConfig(bootstrap=3, tol=1e-5, max_iter=500, path_points=8)
+    options = {"score": metrics.score_function(Metric.LOG_LOSS), "config": config}
+    monkeypatch.setattr("spin_cli.probe.device.SHARE", 0.5 if hold else 0.0)
+    here = probe.rank_neurons(X, y, *rows, n_classes, **options)
+    there = probe.rank_neurons(X, y, *rows, n_classes, device=torch.device("cuda"), **options)
+    assert there.converged
+    assert there.kkt <= 1e-5
+    assert pytest.approx(here.C, rel=1e-6) == there.C
+    np.testing.assert_allclose(there.coef, here.coef, atol=1e-3)
+    strong = here.importance > 1e-3 * here.importance.max()
+    np.testing.assert_array_equal(there.neurons[: strong.sum()], here.neurons[strong])
+    again = probe.rank_neurons(X, y, *rows, n_classes, device=torch.device("cuda"), **options)
+    assert again.coef.tobytes() == there.coef.tobytes()

@@ -13,6 +13,7 @@ from spin_cli import probe
 from spin_cli.errors import DataError
 from spin_cli.probe import (
     ConvergenceWarning,
+    Gram,
     balanced_weights,
     fit,
     lambda_max,
@@ -166,6 +167,38 @@ def test_optimality_conditions_on_awkward_data(name, share):
         assert worst <= 1.01 * tol * top
         assert out.kkt == pytest.approx(worst / top, rel=1e-3, abs=1e-12)
         assert np.count_nonzero(out.coef) > 0
+        if data.dtype == np.float64:
+            exact = out
+    assert abs(out.objective - exact.objective) < 1e-6 * null_loss(y, n_classes)
+
+
+@pytest.mark.parametrize("name", ["outlier", "imbalanced", "one row in a class", "correlated"])
+def test_agrees_with_scikit_learn_on_awkward_data(name):
+    X, y = AWKWARD[name]()
+    n_classes = int(y.max()) + 1
+    l1 = 0.1 * lambda_max(X, y, n_classes)
+    ours = fit(X, y, n_classes, l1=l1, tol=TIGHT)
+    theirs = by_sklearn(X, y, l1)
+    goal = value(theirs.coef_, theirs.intercept_, X, y, n_classes, l1)
+    assert ours.objective == pytest.approx(goal, rel=1e-8)
+    assert ((np.abs(theirs.coef_) > 1e-6) == (np.abs(ours.coef) > 1e-6)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["one row in a class", "separable, three classes", "correlated, three classes"]
+)
+def test_one_versus_rest_and_weights_on_awkward_data(name):
+    X, y = AWKWARD[name]()
+    weight = balanced_weights(y, 3)
+    tops = [lambda_max(X, (y == k).astype(int), 2, weight) for k in range(3)]
+    l1 = 0.05 * min(tops)
+    out = fit(X, y, 3, l1=l1, multi_class="ovr", sample_weight=weight, tol=1e-8)
+    assert out.converged
+    for k in range(3):
+        W, b = out.coef[k : k + 1], out.intercept[k : k + 1]
+        worst = worst_violation(W, b, X, (y == k).astype(int), 2, l1, weight=weight)
+        assert worst <= 1.01e-8 * tops[k]
+        assert W.any()
 
 
 def test_all_is_zero_at_lambda_max_and_not_below():
@@ -296,6 +329,31 @@ def test_first_order_methods_reach_the_newton_optimum(monkeypatch, l1, l2, metho
     assert got.converged
     assert got.objective == pytest.approx(want.objective, rel=1e-10)
     np.testing.assert_allclose(got.coef, want.coef, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ridge_fits_that_share_a_gram_matrix(monkeypatch, n_classes, dtype):
+    X, y = make(n=1500, d=120, K=n_classes, correlated=True, dtype=dtype)
+    weight = balanced_weights(y, n_classes)
+    monkeypatch.setattr(probe.solver.Solver, "_without_l1", lambda *_: "gram")
+    gram, init = Gram(), None
+    for l2 in (500.0, 20.0, 1.0):
+        options = {"l1": 0.0, "l2": l2, "sample_weight": weight}
+        init = fit(X, y, n_classes, init=init, gram=gram, tol=1e-4, **options)
+        assert init.converged
+        assert init.iterations < 40
+        z = value(init.coef, init.intercept, X, y, n_classes, 0.0, l2, weight)
+        assert init.objective == pytest.approx(z, rel=1e-6)
+        with monkeypatch.context() as plain:
+            plain.setattr(probe.solver.Solver, "_without_l1", lambda *_: "newton")
+            exact = fit(X.astype(np.float64), y, n_classes, tol=1e-9, **options)
+        assert init.objective == pytest.approx(exact.objective, rel=1e-5)
+    assert gram.known(weight)
+    np.testing.assert_allclose(
+        gram.matrix(probe.logistic.make_problem(X, y, n_classes, weight)),
+        X.T.astype(float) @ (weight[:, None] * X), rtol=1e-4, atol=0.1,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from spin_cli import artifacts, extraction, mask, metrics, probe, selection
 from spin_cli.config import (
@@ -26,6 +27,7 @@ from spin_cli.config import (
     SelectConfig,
     Solver,
 )
+from spin_cli.errors import ModelError, UsageError
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 SCORE = metrics.score_function(Metric.ACCURACY)
@@ -84,6 +86,47 @@ def groups(folder):
 def test_threads_and_memory_do_not_change_a_byte(source, plain, out, config):
     selection.select(source, out, config)
     assert_same(plain, out)
+
+
+def test_a_device_of_torch_finds_the_same(source, plain, out, monkeypatch):
+    """What a GPU does, on torch's CPU device: rows are read in blocks, straight from the disk."""
+    monkeypatch.setattr(selection.stage.placing, "choose", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(selection.stage, "_read", None)
+    manifest = selection.select(source, out, SelectConfig())
+    assert manifest["counts"] == {"probes": 3, "unconverged": 0}
+    assert manifest["device"] == "cpu"
+    wanted = artifacts.read_manifest(plain)["request"]
+    assert manifest["request"] == wanted  # a selection is not stale because of where it was made
+    for name, found in groups(out).items():
+        expected = groups(plain)[name]
+        assert abs(found["val_score"] - expected["val_score"]) <= 2 / 60
+        if found["C"] == pytest.approx(expected["C"], rel=1e-5):
+            np.testing.assert_array_equal(found["neurons"][:5], expected["neurons"][:5])
+
+
+def test_where_probes_are_solved(monkeypatch):
+    from spin_cli.selection import placing
+
+    monkeypatch.setattr(placing, "DRIVER", "libof-no-such-driver.so")
+    assert placing.choose(SelectConfig()) is None
+    assert placing.choose(SelectConfig(device="cpu")) is None
+    with pytest.raises(UsageError, match="reference"):
+        placing.choose(SelectConfig(device="cuda", solver=Solver.REFERENCE))
+    with pytest.raises(ModelError, match="--device nonsense"):
+        placing.choose(SelectConfig(device="nonsense"))
+
+
+def test_large_matrices_are_solved_one_by_one_unless_asked_otherwise(monkeypatch):
+    from spin_cli.activations import Feature
+    from spin_cli.config import Site
+    from spin_cli.selection import memory
+
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**20 if name == "SC_AVPHYS_PAGES" else 2**16)
+    feature = Feature("layer_01", Site.FFN, Pooling.MEAN, 1000)
+    for rows, workers, expected in ((1000, 0, 4), (300_000, 0, 1), (300_000, 4, 4)):
+        config = SelectConfig(workers=workers)
+        monkeypatch.setattr(memory, "worker_count", lambda wanted: wanted or 4)
+        assert memory.plan([feature], rows, config, 1) == (expected, frozenset())
 
 
 def test_memory_comes_before_threads():
@@ -189,6 +232,23 @@ def test_random_neurons_have_the_same_counts(source, plain, tmp_path):
         assert found.tolist() != other[name]["neurons"].tolist()
         assert 0 <= found.min() <= found.max() < real["width"]
         np.testing.assert_array_equal(drawn[name]["kept"], real["kept"])
+    with (tmp_path / "one" / selection.SCORES).open() as file:
+        rows = {f"{r['layer']}/{r['site']}/{r['pooling']}": r for r in csv.DictReader(file)}
+    name = "layer_01/hidden/mean"
+    with h5py.File(source / "samples.h5") as file:
+        is_train = file["split"].asstr()[:] == "train"
+        y = (file["label"].asstr()[:] == "positive").astype(int)
+    with h5py.File(source / "layer_01.h5") as file:
+        X = file["hidden/mean"][:][:, np.sort(drawn[name]["neurons"])]
+    standard = probe.standardise(X[is_train])
+    path = probe.fit_path(
+        standard.X, y[is_train], standard.transform(X[~is_train]), y[~is_train], 2, score=SCORE,
+        points=config.path_points, tol=config.tol,
+    )  # fmt: skip
+    assert float(rows[name]["control_score"]) == pytest.approx(path.scores[path.best], abs=1e-6)
+    assert float(rows[name]["val_score"]) == pytest.approx(
+        groups(plain)[name]["val_score"], abs=1e-6
+    )
 
 
 def test_shuffled_labels_are_at_chance_and_in_the_scores(source, tmp_path):

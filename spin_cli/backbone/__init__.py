@@ -4,6 +4,7 @@ from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refu
 from spin_cli.backbone.gathering import MemoryWarning, gather
 from spin_cli.backbone.layout import Layout, Stack, summarise
 from spin_cli.backbone.loading import Backbone, identify, load
+from spin_cli.backbone.placing import choose_device
 from spin_cli.backbone.reading import Wanted, read, read_states, run_states
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Part",
     "Stack",
     "Wanted",
+    "choose_device",
     "encode",
     "gather",
     "identify",

@@ -89,7 +89,7 @@ def run(
             "sites": listed("--site", site, Site), "layers": layers, "storage_dtype": storage_dtype,
             "poolings": None if pooling is None else listed("--pooling", pooling, Pooling),
         },
-        "select": {"metric": metric},
+        "select": {"metric": metric, "device": device},
     }  # fmt: skip
     sections = {
         section: {key: value for key, value in values.items() if _is_given(ctx, key)}

@@ -53,12 +53,19 @@ def select(
         Control,
         typer.Option("--control", help="Random neurons instead; or shuffled labels beside."),
     ] = SelectConfig.control,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help="auto (CUDA where there is a GPU, else the CPU), cpu, cuda, cuda:1, mps.",
+        ),
+    ] = SelectConfig.device,
     memory_limit: Annotated[
         float | None,
         typer.Option(
             "--memory-limit",
             min=0.0,
-            help="GB that matrices may take; larger ones are streamed. Default: half of the free.",
+            help="GB for matrices; larger ones are streamed. Default: the largest and 0.35.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
@@ -78,6 +85,7 @@ def select(
         top_k=top_k,
         bootstrap=bootstrap,
         control=control,
+        device=device,
         memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
         workers=workers,
         seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,37 @@ class Blocks:
     def __getitem__(self, rows: slice) -> Array:
         start, stop, _ = rows.indices(self.shape[0])
         return self.read(slice(start, stop))
+
+
+class Remote(ABC):
+    """A matrix (N, d) that lies where it can be multiplied, but not looked at: on a GPU."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    ndim: int = 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def times(self, V: Array, *, exact: bool = False) -> NDArray[np.float64]:
+        """``X V`` (N, k) for V (d, k); in float64 throughout where *exact*."""
+
+    @abstractmethod
+    def transposed_times(self, R: Array, *, exact: bool = False) -> NDArray[np.float64]:
+        """``Xᵀ R`` (d, k) for R (N, k)."""
+
+    def __matmul__(self, V: Array) -> NDArray[np.float64]:
+        return self.times(V)
+
+
+def take_columns(X: Any, columns: NDArray[np.integer[Any]]) -> Blocks:
+    """Some *columns* of ``X`` (an array or `Blocks`)."""
+
+    def read(part: slice) -> Array:
+        return np.asarray(X[part][:, columns])
+
+    return Blocks(read, (X.shape[0], len(columns)), X.dtype)
 
 
 def take_rows(X: Any, rows: NDArray[np.integer[Any]]) -> Any:

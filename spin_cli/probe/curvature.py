@@ -15,7 +15,7 @@ Index = NDArray[np.intp]
 
 
 class Columns:
-    """The columns of X that any solve has worked on, as rows of one growing buffer.
+    """The columns of X that any solve has worked on, as rows of one buffer.
 
     Row 0 is all ones (the intercept). Few columns are ever touched on the sparse side of a path,
     and as rows they are contiguous for both products.
@@ -26,7 +26,8 @@ class Columns:
         n, d = self.X.shape
         self.row_of = np.full(d, -1, np.intp)
         self.count = 1
-        self._buffer = np.empty((min(d + 1, 64), n), self.X.dtype)
+        # Of full size, as memory that nothing was written to takes no room: growing would copy.
+        self._buffer = np.empty((d + 1, n), self.X.dtype)
         self._buffer[0] = 1
 
     @property
@@ -40,11 +41,6 @@ class Columns:
         if len(new) == 0:
             return
         need = self.count + len(new)
-        if need > len(self._buffer):
-            size = min(self.X.shape[1] + 1, max(need, 2 * len(self._buffer)))
-            grown = np.empty((size, self.X.shape[0]), self.X.dtype)
-            grown[: self.count] = self.data
-            self._buffer = grown
         step = max(64, 2**15 // len(new))  # small blocks transpose within the cache
         for rows in row_blocks(*self.X.shape):  # large ones read well where X is streamed
             block = self.X[rows]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.errors import DataError
-from spin_cli.probe.blocks import Blocks
+from spin_cli.probe.blocks import Blocks, Remote
 from spin_cli.probe.labels import (
     CERTAIN,
     balanced_label_weights,
@@ -19,6 +19,7 @@ from spin_cli.probe.labels import (
 )
 from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.results import ConvergenceWarning, Fit
+from spin_cli.probe.smooth import Gram
 from spin_cli.probe.solver import Solver
 from spin_cli.probe.threads import one_blas_thread
 
@@ -36,6 +37,7 @@ def fit(
     sample_weight: NDArray[Any] | None = None,
     multi_class: str = "multinomial",
     init: Fit | None = None,
+    gram: Gram | None = None,
     tol: float = DEFAULT_TOL,
     max_iter: int = DEFAULT_MAX_ITER,
 ) -> Fit:
@@ -55,6 +57,7 @@ def fit(
     l1, l2 : not negative, not both zero
     sample_weight : (N,), not negative; None: ones; for an indicator (N, n_classes) too
     init : where to start, a fit on the same columns and classes
+    gram : handed to each of several ridge fits to the same X, it spares all but the first a product
     tol : largest violation of the optimality conditions accepted, relative to `lambda_max`
     max_iter : steps allowed (each of Newton, FISTA or L-BFGS)
 
@@ -81,7 +84,7 @@ def fit(
         parts = [
             fit(
                 X, (y == k).astype(np.intp), 2, l1=l1, l2=l2, sample_weight=weight,
-                init=_class_of(init, k), tol=tol, max_iter=max_iter,
+                init=_class_of(init, k), gram=gram, tol=tol, max_iter=max_iter,
             )
             for k in range(n_classes)
         ]  # fmt: skip
@@ -92,7 +95,7 @@ def fit(
     problem = make_problem(X, y, n_classes, weight)
     W, b = (None, None) if init is None else (init.coef, init.intercept)
     with one_blas_thread():
-        solver = Solver(problem, W, b)
+        solver = Solver(problem, W, b, gram)
         if init is None and l1 > 0.0:
             _approach(solver, l1, l2, max_iter)
         # Half: what the certificate in float64 finds may be a little more.
@@ -194,7 +197,7 @@ def check_data(
     X: NDArray[Any], y: NDArray[Any], n_classes: int, sample_weight: NDArray[Any] | None
 ) -> tuple[NDArray[Any], NDArray[np.intp], F64]:
     """Arrays of the right types, or a `DataError`."""
-    if not isinstance(X, Blocks):
+    if not isinstance(X, Blocks | Remote):
         if X.dtype not in (np.float32, np.float64):
             X = X.astype(np.float32)
         X = np.ascontiguousarray(X)
@@ -218,7 +221,7 @@ def only_class(y: NDArray[np.intp], weight: F64) -> int | None:
     return int(present[0]) if len(present) else int(y[0])
 
 
-def make_problem(X: NDArray[Any], y: NDArray[np.intp], n_classes: int, weight: F64) -> Problem:
+def make_problem(X: Any, y: NDArray[np.intp], n_classes: int, weight: F64) -> Problem:
     """One column of logits for two classes, else one per class."""
     if n_classes == 2:
         return Problem(X, (y == 1).astype(np.float64)[:, None], weight)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_cli.probe.blocks import Remote
 from spin_cli.probe.labels import check_labels, columns_of
 from spin_cli.probe.logistic import (
     DEFAULT_MAX_ITER,
@@ -25,7 +26,7 @@ from spin_cli.probe.results import Fit, Path, predict_proba
 from spin_cli.probe.solver import Solver
 from spin_cli.probe.threads import one_blas_thread
 
-LOOSE = 5e-2
+LOOSE = 0.2
 """Violation, relative to the point's own l1, at which a point's validation score has settled."""
 
 Score = Callable[[NDArray[Any], F64], float]
@@ -54,7 +55,8 @@ def fit_path(
     ----------
     X_train, y_train, n_classes, sample_weight, multi_class, tol, max_iter : see `fit`
         Labels share each penalty: the sum of their losses is what it weighs against.
-    X_val, y_val : (M, d), (M,) or (M, n_classes), standardised with the training rows' moments
+    X_val, y_val : (M, d), (M,) or (M, n_classes), standardised with the training rows'
+        moments; where ``X_train`` is `Remote`, ``X_val`` is as well
     score : of ``(y_val, probabilities (M, n_classes))``; higher is better
     points : most penalties to try, evenly spaced in their logarithm below `lambda_max`
     ratio : the smallest penalty as a share of `lambda_max`
@@ -73,10 +75,11 @@ def fit_path(
         certain = fit(X_train, y_train, n_classes, l1=1.0, sample_weight=weight)
         return Path((certain,), (float(score(y_val, predict_proba(certain, X_val, n_classes))),), 0)
     with one_blas_thread():
-        walk = _Walk(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
+        walk = _start(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
         # At a share under 0.1 the penalty at which all is zero runs off to infinity.
         top = walk.lambda_max / max(l1_ratio, 0.1)
         grid = np.geomspace(top, top * ratio, points + 1)[1:]
+        walk.start(grid * l1_ratio)
 
         def judge(fit: Fit) -> float:
             return float(score(y_val, predict_proba(fit, X_val, n_classes)))
@@ -95,8 +98,39 @@ def _checked(
     return X, Y.astype(np.intp), weight
 
 
+class Walk(Protocol):
+    """What goes from penalty to penalty."""
+
+    lambda_max: float
+
+    def start(self, l1: F64) -> None:
+        """Hear what is to come."""
+
+    def step(self, l1: float, l2: float) -> Fit:
+        """Loosely to the optimum for the next penalties."""
+
+    def settle(self, fit: Fit, l1: float, l2: float) -> Fit:
+        """To the tolerance, from a fit on the way."""
+
+
+def _start(
+    X: Any,
+    y: NDArray[np.intp],
+    n_classes: int,
+    weight: F64,
+    multi_class: str,
+    tol: float,
+    max_iter: int,
+) -> Walk:
+    if not isinstance(X, Remote):
+        return _Walk(X, y, n_classes, weight, multi_class, tol, max_iter)
+    from spin_cli.probe.walk_device import DeviceWalk  # torch takes a second to import
+
+    return DeviceWalk(cast(Any, X), y, n_classes, weight, multi_class, tol, LOOSE)
+
+
 def _descend(
-    walk: _Walk, grid: F64, l1_ratio: float, judge: Callable[[Fit], float], patience: int
+    walk: Walk, grid: F64, l1_ratio: float, judge: Callable[[Fit], float], patience: int
 ) -> Path:
     fits: list[Fit] = []
     scores: list[float] = []
@@ -141,6 +175,9 @@ class _Walk:
             for target, fixed in zip(targets, self.fixed, strict=True)
         ]
         self.lambda_max = max(s.lambda_max for s in self.solvers if s is not None)
+
+    def start(self, l1: F64) -> None:
+        """Nothing: one penalty follows another."""
 
     def step(self, l1: float, l2: float) -> Fit:
         """Loosely to the optimum for the next penalties, from where the last one ended."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.metrics import sigmoid
+from spin_cli.probe.blocks import Remote
 from spin_cli.probe.standard import row_blocks
 
 Array = NDArray[Any]
@@ -22,8 +23,8 @@ class Problem:
     K = 1: loss = log(1 + exp(z)) - y z.  K > 1: loss = log Σ_k exp(z_k) - z_y.
     """
 
-    X: Array
-    """(N, d), float32 or float64, C-contiguous."""
+    X: Any
+    """(N, d), float32 or float64, C-contiguous; or `Blocks`, or `Remote`."""
     Y: F64
     """(N, K), one-hot; for K = 1 the indicator of class 1."""
     weight: F64
@@ -64,6 +65,8 @@ class Problem:
         where ``exact``.
         """
         X = self.X
+        if isinstance(X, Remote):
+            return np.ascontiguousarray(X.transposed_times(R, exact=exact).T)
         dtype = np.float64 if exact else X.dtype
         right = np.ascontiguousarray(R.T, dtype)
         out = np.zeros((self.K, X.shape[1]))
@@ -74,6 +77,8 @@ class Problem:
     def logits(self, W: Array, b: F64, *, exact: bool = False) -> F64:
         """``X Wᵀ + b`` (N, K), from the columns with a weight."""
         X = self.X
+        if isinstance(X, Remote):
+            return np.asarray(X.times(W.T, exact=exact) + b)
         support = np.flatnonzero(W.any(0))
         dtype = np.float64 if exact else X.dtype
         z = np.empty((X.shape[0], self.K))

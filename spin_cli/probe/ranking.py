@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from spin_cli import mask
 from spin_cli.config import Control, SelectConfig, Solver
 from spin_cli.errors import DataError, UsageError
-from spin_cli.probe.blocks import take_rows
+from spin_cli.probe.blocks import Remote, take_columns, take_rows
 from spin_cli.probe.logistic import fit
 from spin_cli.probe.path import fit_path
 from spin_cli.probe.reference import fit_reference
@@ -47,7 +48,8 @@ class Ranking:
     frequency: NDArray[np.float32] | None = None
     """(F,) share of the bootstrap resamples in which a neuron's weight is not zero."""
     control_score: float | None = None
-    """Validation score of a probe that was made the same way for shuffled labels."""
+    """Validation score of a probe that was made the same way for shuffled labels, or on as many
+    neurons drawn at random."""
 
 
 def rank_neurons(
@@ -60,6 +62,7 @@ def rank_neurons(
     score: Score,
     config: SelectConfig,
     stream: bool = False,
+    device: Any = None,
     key: int = 0,
     between: Callable[[], None] = lambda: None,
 ) -> Ranking:
@@ -72,6 +75,7 @@ def rank_neurons(
     train, val : row numbers; a fold's rows will do
     score : of ``(y, probabilities (M, n_classes))``; higher is better
     stream : never hold the standardised training rows whole; the neurons are the same
+    device : a `torch.device` to solve on; None: the CPU, by numpy
     key : tells matrices apart that share ``config.seed``, for ``--control random``
     between : called between the fits of the bootstrap; what it raises ends them
 
@@ -80,15 +84,17 @@ def rank_neurons(
     ConvergenceWarning
         Where a tolerance was not reached; `Ranking.converged` is False if it was the probe's own.
     """
-    standard = standardise(take_rows(X, train), stream=stream)
+    standard, transform = _standardised(take_rows(X, train), stream, device)
     if not len(standard.kept):  # layer 0's first token, say, is the same in every text
         found = _nothing(X.shape[1], y[train], y[val], n_classes, score)
         if config.bootstrap:
             found = replace(found, frequency=np.zeros(X.shape[1], np.float32))
-        if config.control is Control.LABELS:
+        if config.control is not Control.NONE:
             found = replace(found, control_score=found.val_score)
         return found
-    X_val = standard.transform(take_rows(X, val))
+    X_val = transform(take_rows(X, val))
+    if config.control is not Control.RANDOM:
+        X = None  # not needed again: the solver's copy of columns takes its place
     path = _path(standard, y[train], X_val, y[val], n_classes, score, config)
     best = path.fits[path.best]
     found = _ranked(best, path.scores[path.best], standard, config.top_k)
@@ -98,13 +104,31 @@ def rank_neurons(
     if config.control is Control.RANDOM:
         rng = np.random.default_rng([config.seed, DRAW, key])
         drawn = rng.permutation(standard.kept)[: len(found.neurons)].astype(np.int32)
-        found = replace(found, neurons=drawn)
+        del standard, X_val  # one matrix at a time
+        alone = rank_neurons(
+            take_columns(X, np.sort(drawn)), y, train, val, n_classes, score=score,
+            config=replace(config, control=Control.NONE, bootstrap=0), stream=stream, device=device,
+        )  # fmt: skip
+        return replace(found, neurons=drawn, control_score=alone.val_score)
     if config.control is Control.LABELS:
         rng = np.random.default_rng([config.seed, SHUFFLE])
         shuffled = rng.permutation(y[train]), rng.permutation(y[val])
         other = _path(standard, shuffled[0], X_val, shuffled[1], n_classes, score, config)
         found = replace(found, control_score=other.scores[other.best])
     return found
+
+
+def _standardised(
+    X: Any, stream: bool, device: Any
+) -> tuple[Standardised, Callable[[Any], NDArray[np.float32]]]:
+    """Training rows, and what puts other rows on the same footing and the same device."""
+    if device is None:
+        standard = standardise(X, stream=stream)
+        return standard, standard.transform
+    from spin_cli.probe.device import standardise_on, transform_on
+
+    standard = standardise_on(X, device)
+    return standard, cast(Any, partial(transform_on, like=standard))
 
 
 def _path(
@@ -168,10 +192,18 @@ def _frequency(
     all rows is where each starts. The same resamples serve every matrix.
     """
     counts = np.zeros(len(standard.mean))
-    for turn in range(config.bootstrap):
+    rngs = [np.random.default_rng([config.seed, RESAMPLE, b]) for b in range(config.bootstrap)]
+    drawn = (np.bincount(r.integers(0, len(y), len(y)), minlength=len(y)) for r in rngs)
+    rows: Any = standard.X
+    if isinstance(rows, Remote):
+        from spin_cli.probe.walk_device import count_selected
+
+        weights = np.stack(list(drawn))
+        found = count_selected(rows, y, n_classes, best, weights, config.tol, between)
+        counts[standard.kept] = found
+        return (counts / config.bootstrap).astype(np.float32)
+    for weight in drawn:
         between()
-        rng = np.random.default_rng([config.seed, RESAMPLE, turn])
-        weight = np.bincount(rng.integers(0, len(y), len(y)), minlength=len(y))
         with warnings.catch_warnings():
             # That a neuron is in or out is settled long before the last digits are.
             warnings.simplefilter("ignore", ConvergenceWarning)

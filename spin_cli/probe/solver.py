@@ -9,7 +9,7 @@ from spin_cli.probe.fista import fista
 from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.quadratic import solve_quadratic
 from spin_cli.probe.results import Fit
-from spin_cli.probe.smooth import minimise_smooth
+from spin_cli.probe.smooth import Gram, minimise_smooth
 
 MAX_PAIRS = 3000
 """Above this many weights in the working set the Hessian costs more than FISTA."""
@@ -17,13 +17,16 @@ MAX_PAIRS = 3000
 
 CLEAR = 0.1
 """Share of l1 by which a weight violates clearly."""
-KEEP_SMALL, KEEP_LARGE, LARGE = 0.4, 0.8, 200
+KEEP_SMALL, KEEP_LARGE, LARGE = 0.4, 0.95, 400
 """The old Hessian is kept while each step shrinks the violation to this share; longer where the
 working set is large and a new Hessian dear."""
 
 
-NEWTON_STEPS, LBFGS_STEPS = 5, 150
-"""Steps that each usually needs for ridge penalties on standardised columns."""
+NEWTON_STEPS, LBFGS_STEPS, GRAM_STEPS = 5, 150, 15
+"""Steps that each usually needs for ridge penalties on standardised columns; the last of L-BFGS
+with a `Gram` matrix."""
+MAX_GRAM = 6000
+"""Columns up to which a `Gram` matrix is made."""
 LBFGS_TOL = 1e-5
 """Below this share of `lambda_max` L-BFGS may stall."""
 
@@ -38,8 +41,15 @@ class Solver:
     (Lee, Sun & Saunders 2014) with a Hessian kept over steps and penalties as long as it serves.
     """
 
-    def __init__(self, problem: Problem, W: Array | None = None, b: F64 | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        W: Array | None = None,
+        b: F64 | None = None,
+        gram: Gram | None = None,
+    ) -> None:
         self.problem = problem
+        self.gram = Gram() if gram is None else gram
         K, d = problem.K, problem.X.shape[1]
         self.W = np.zeros((K, d)) if W is None else W.astype(np.float64)
         self.b = problem.null_intercept() if b is None else b.astype(np.float64)
@@ -112,8 +122,11 @@ class Solver:
     def _descend(
         self, classes: Index, features: Index, l1: float, l2: float, tol: float, max_iter: int
     ) -> None:
-        if len(features) > MAX_PAIRS or (l1 == 0.0 and self._is_for_lbfgs(tol)):
-            self._first_order(features, l1, l2, tol, max_iter - self.iterations)
+        if l1 == 0.0 and (how := self._without_l1(tol)) != "newton":
+            self._smooth(how, l2, tol, max_iter - self.iterations)
+            return
+        if len(features) > MAX_PAIRS:
+            self._fista(features, l1, l2, tol, max_iter - self.iterations)
             return
         self.columns.add(np.unique(features))
         K = self.problem.K
@@ -143,31 +156,42 @@ class Solver:
                 self.stale = True
                 return
 
-    def _is_for_lbfgs(self, tol: float) -> bool:
-        """Whether L-BFGS gets to *tol* sooner than Newton steps, without an l1 penalty.
+    def _without_l1(self, tol: float) -> str:
+        """Which way gets to *tol* first without an l1 penalty: ``newton``, ``lbfgs`` or ``gram``.
 
-        Operations of a few Newton steps (the Hessian of K(K + 1)/2 blocks and its factor) against
-        those of L-BFGS, each of which takes longer, as it waits for memory.
+        Operations of a few Newton steps (the Hessian of K(K + 1)/2 blocks and its factor), of
+        L-BFGS, each of which takes longer, as it waits for memory, and of fewer steps of L-BFGS
+        after the Gram matrix and its factor.
         """
-        if tol < LBFGS_TOL * self.lambda_max:
-            return False
         (K, d), N = self.W.shape, len(self.z)
-        newton = NEWTON_STEPS * (K * (K + 1) / 2 * d * d * N + (K * d) ** 3 / 3)
-        lbfgs = LBFGS_STEPS * 4 * N * d * K * (10 / min(K, 4))
-        return bool(lbfgs < newton)
+        if tol < LBFGS_TOL * self.lambda_max:
+            return "newton" if K * d <= MAX_PAIRS else "lbfgs"
+        wait = 10 / min(K, 4)
+        step = 4 * N * d * K * wait
+        first = 0 if self.gram.known(self.problem.weight) else N * d * d
+        costs = {
+            "newton": NEWTON_STEPS * (K * (K + 1) / 2 * d * d * N + (K * d) ** 3 / 3),
+            "lbfgs": LBFGS_STEPS * step,
+            "gram": first + d**3 / 3 + GRAM_STEPS * (step + 4 * K * d * d * wait),
+        }
+        if K * d > MAX_PAIRS:
+            del costs["newton"]
+        if d > MAX_GRAM:
+            del costs["gram"]
+        return min(costs, key=lambda way: costs[way])
 
-    def _first_order(
-        self, features: Index, l1: float, l2: float, tol: float, max_iter: int
-    ) -> None:
-        """L-BFGS without an l1 penalty, else FISTA."""
+    def _smooth(self, how: str, l2: float, tol: float, max_iter: int) -> None:
+        """L-BFGS, where there is no l1 penalty."""
         problem = self.problem
-        if l1 == 0.0:
-            self.W, self.b, used = minimise_smooth(problem, self.W, self.b, l2, tol, max_iter)
-        else:
-            self.columns.add(np.unique(features))
-            self.W, self.b, used = fista(
-                problem, self.columns, self.W, self.b, l1, l2, tol, max_iter
-            )
+        factor = self.gram.factor(problem, l2) if how == "gram" else None
+        self.W, self.b, used = minimise_smooth(problem, self.W, self.b, l2, tol, max_iter, factor)
+        self.z = problem.logits(self.W, self.b)
+        self.iterations += used
+
+    def _fista(self, features: Index, l1: float, l2: float, tol: float, max_iter: int) -> None:
+        problem = self.problem
+        self.columns.add(np.unique(features))
+        self.W, self.b, used = fista(problem, self.columns, self.W, self.b, l1, l2, tol, max_iter)
         self.z = problem.logits(self.W, self.b)
         self.iterations += used
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -64,17 +65,10 @@ def standardise(X: Any, *, stream: bool = False) -> Standardised:
     Moments are taken in float64 and joined over blocks after Chan et al. (1983), because the naive
     sum of squares cancels for columns whose mean is large.
     """
-    if X.ndim != 2 or X.shape[0] == 0:
-        raise DataError(f"features of shape {X.shape}; expected (rows, columns) with some rows")
-    mean, variance = _moments(X)
-    bad = np.flatnonzero(~np.isfinite(mean) | ~np.isfinite(variance))
-    if len(bad):
-        raise DataError(f"{len(bad)} feature columns hold NaN or infinity, the first is {bad[0]}")
-    sd = np.sqrt(variance)
-    noise = (0.5 if X.dtype == np.float16 else 8.0) * float(np.finfo(X.dtype).eps)
-    kept = np.flatnonzero(sd > noise * np.abs(mean))
-    scale = np.ones_like(sd)
-    scale[kept] = sd[kept]
+    check_shape(X)
+    parts = row_blocks(*X.shape)
+    mean, variance = moments(np.asarray(X[rows]).astype(np.float64) for rows in parts)
+    scale, kept = scale_columns(mean, variance, X.dtype)
     if stream:
         rows = Blocks(
             lambda part: _apply(X[part], mean, scale, kept),
@@ -91,22 +85,48 @@ def row_blocks(rows: int, columns: int, itemsize: int = 8) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _moments(X: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    mean = np.zeros(X.shape[1])
-    squares = np.zeros(X.shape[1])
-    seen = 0
+def check_shape(X: Any) -> None:
+    """Refuse what is no matrix, or one without rows."""
+    if X.ndim != 2 or X.shape[0] == 0:
+        raise DataError(f"features of shape {X.shape}; expected (rows, columns) with some rows")
+
+
+def moments(blocks: Iterable[Any]) -> tuple[Any, Any]:
+    """Means and variances (d,) of the columns of a matrix that comes in blocks of rows.
+
+    Parameters
+    ----------
+    blocks : float64 (n, d), arrays or tensors, which are changed
+    """
+    seen: int = 0
+    mean: Any = 0.0
+    squares: Any = 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        for rows in row_blocks(*X.shape):
-            block = X[rows].astype(np.float64)
+        for block in blocks:
             count = len(block)
             here = block.mean(0)
             block -= here
             step = here - mean
-            squares += np.einsum("ij,ij->j", block, block)
-            squares += step * step * (seen * count / (seen + count))
-            mean += step * (count / (seen + count))
+            block *= block
+            squares = squares + block.sum(0) + step * step * (seen * count / (seen + count))
+            mean = mean + step * (count / (seen + count))
             seen += count
-    return mean, squares / max(1, seen)
+    return mean, squares / seen
+
+
+def scale_columns(
+    mean: NDArray[np.float64], variance: NDArray[np.float64], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """`Standardised.scale` and `Standardised.kept` for columns that were stored as *dtype*."""
+    bad = np.flatnonzero(~np.isfinite(mean) | ~np.isfinite(variance))
+    if len(bad):
+        raise DataError(f"{len(bad)} feature columns hold NaN or infinity, the first is {bad[0]}")
+    sd = np.sqrt(variance)
+    noise = (0.5 if dtype == np.float16 else 8.0) * float(np.finfo(dtype).eps)
+    kept = np.flatnonzero(sd > noise * np.abs(mean))
+    scale = np.ones_like(sd)
+    scale[kept] = sd[kept]
+    return scale, kept
 
 
 def _apply(

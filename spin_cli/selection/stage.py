@@ -23,7 +23,9 @@ from spin_cli.config import Metric, Progress, SelectConfig, StorageDtype, quiet
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.probe import Blocks, Ranking
 from spin_cli.ranks import Ranks
-from spin_cli.selection import files, memory, parts
+from spin_cli.selection import files, memory, parts, placing
+
+DEVICE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Task:
     n_classes: int
     metric: Metric
     config: SelectConfig
+    device: Any
+    """A `torch.device`; None: the CPU, by numpy."""
 
 
 def select(
@@ -72,9 +76,9 @@ def select(
     n_classes = len(parent["classes"])
     metric = config.metric or default_metric(codes[samples.rows("train")], n_classes)
     features = activations.features_of(parent)
-    task = Task(
-        source, StorageDtype(parent["storage_dtype"]), samples, codes, n_classes, metric, config
-    )
+    dtype = StorageDtype(parent["storage_dtype"])
+    device = placing.choose(config)
+    task = Task(source, dtype, samples, codes, n_classes, metric, config, device)
     if here.size > 1:
         parts.prepare(output, here.rank)
     found = _probe_all(features[here.rank :: here.size], task, here, progress)
@@ -94,6 +98,7 @@ def select(
             "parent": artifacts.parent_entry(output, source, parent),
             "metric": metric,
             "classes": parent["classes"],
+            "device": "cpu" if device is None else device.type,
             "counts": {"probes": len(found), "unconverged": sum(not p.converged for p in found)},
         }
         if codes.ndim == 2:
@@ -109,7 +114,7 @@ def select(
 def request_of(parent: dict[str, Any], config: SelectConfig) -> dict[str, Any]:
     """What decides a selection: the activations and the options, but not how the work is done."""
     options = artifacts.to_plain(config)
-    for name in ("workers", "memory_limit"):
+    for name in ("workers", "memory_limit", "device"):
         options.pop(name)
     return {"parent": parent["fingerprint"], "options": options}
 
@@ -159,8 +164,10 @@ def _probe_all(
     features: Sequence[Feature], task: Task, here: Ranks, progress: Progress
 ) -> list[Ranking]:
     """Fit the probes side by side, each on one core (so results do not depend on how many)."""
-    threads, streamed = memory.plan(features, len(task.codes), task.config, here.local_size)
-
+    if task.device is None:
+        threads, streamed = memory.plan(features, len(task.codes), task.config, here.local_size)
+    else:  # rows go to the device as they are read; the next matrix is read meanwhile
+        threads, streamed = DEVICE_THREADS, frozenset(features)
     ended = threading.Event()
 
     def between() -> None:
@@ -186,13 +193,9 @@ def _probe_all(
 
 
 def _probe_one(feature: Feature, task: Task, stream: bool, between: Callable[[], None]) -> Ranking:
-    rows = len(task.codes)
-    if stream:
-        matrix: Any = _on_disk(feature, task)
-    else:
-        matrix = activations.read_matrix(task.source, feature, rows, task.dtype)
     return probe.rank_neurons(
-        matrix,
+        # Not held here as well: it is let go once it is standardised.
+        _on_disk(feature, task) if stream else _read(feature, task),
         task.codes,
         task.samples.rows("train"),
         task.samples.rows("val"),
@@ -200,9 +203,14 @@ def _probe_one(feature: Feature, task: Task, stream: bool, between: Callable[[],
         score=metrics.score_function(task.metric),
         config=task.config,
         stream=stream,
+        device=task.device,
         key=zlib.crc32(f"{feature.layer}{feature.dataset}".encode()),
         between=between,
     )
+
+
+def _read(feature: Feature, task: Task) -> NDArray[Any]:
+    return activations.read_matrix(task.source, feature, len(task.codes), task.dtype)
 
 
 def _on_disk(feature: Feature, task: Task) -> Blocks:

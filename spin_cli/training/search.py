@@ -55,7 +55,12 @@ class Split:
         return 1 if self.n_classes == 2 and self.codes.ndim == 1 else self.n_classes
 
     def fit(
-        self, X: NDArray[np.float32], strength: float, init: probe.Fit | None, tol: float
+        self,
+        X: NDArray[np.float32],
+        strength: float,
+        init: probe.Fit | None,
+        tol: float,
+        gram: probe.Gram | None = None,
     ) -> probe.Fit:
         """Fit logistic regression to standardised train rows, penalised by *strength* a row."""
         y = self.codes[self.train]
@@ -66,7 +71,7 @@ class Split:
         return probe.fit(
             X, y, self.n_classes,
             l1=L1_UNIT * share * strength * len(y), l2=(1.0 - share) * strength * len(y),
-            sample_weight=weight, init=init, tol=tol,
+            sample_weight=weight, init=init, gram=gram, tol=tol,
         )  # fmt: skip
 
 
@@ -130,10 +135,10 @@ def walk_strengths(
     solve = _Short(standard.X, tol) if _is_wide(standard.X, split, tol) else None
     y_val = split.codes[split.val]
     found: list[Fitted] = []
-    fit, worse = None, 0
+    fit, worse, gram = None, 0, probe.Gram()
     for strength in strengths:
         if solve is None:
-            fit = split.fit(standard.X, strength, fit, tol)
+            fit = split.fit(standard.X, strength, fit, tol, gram)
         else:
             fit = solve.fit(split, strength)
         probs = probe.predict_proba(fit, X_val, split.n_classes)
