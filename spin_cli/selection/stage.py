@@ -26,6 +26,7 @@ from spin_cli.ranks import Ranks
 from spin_cli.selection import files, memory, parts, placing
 
 DEVICE_THREADS = 2
+"""While one matrix is solved on a GPU, the next one is read."""
 
 
 @dataclass(frozen=True)
