@@ -141,7 +141,9 @@ def count_selected(
     """
     rows = cast(DeviceRows, X)
     problems = _problems(rows, y.astype(np.intp), n_classes, np.ones(len(y)), y.ndim == 2)
-    unit = min(problem.lambda_max() for problem in problems if y.ndim == 1 or _only(problem) is None)
+    unit = min(
+        problem.lambda_max() for problem in problems if y.ndim == 1 or _only(problem) is None
+    )
     count = len(weights)
     task = Task(
         rows,
