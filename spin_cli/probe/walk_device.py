@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from spin_cli.probe.batched import MAX_STEPS, Batch, State, Task, to_device
 from spin_cli.probe.blocks import Remote
 from spin_cli.probe.device import DeviceRows
-from spin_cli.probe.labels import columns_of
-from spin_cli.probe.logistic import CERTAIN, certify, constant, make_problem, only_class, stack
+from spin_cli.probe.labels import CERTAIN, columns_of
+from spin_cli.probe.logistic import certify, constant, make_problem, only_class, stack
 from spin_cli.probe.problem import F64, Problem
 from spin_cli.probe.results import Fit
 
