@@ -18,7 +18,7 @@ from spin_cli.recipe import FILE, NESTED, Recipe, Sections, defaults, read_toml,
 
 STAGES = ("activations", "selection", "head")
 """Folders of a run, each made from the one before."""
-UNDECISIVE = ("workers", "memory_limit", "oof")
+UNDECISIVE = ("workers", "memory_limit", "device", "oof")
 """Options that no manifest has, since they change how the work is done and not what comes of it."""
 
 
