@@ -30,6 +30,8 @@ from spin_cli.config import (
 )
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.extraction import planning
+from spin_cli.training import contest
+from spin_cli.training.pick import best_of
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 CONFIG = ExtractConfig(DataConfig(), ModelConfig("bundled:minilm"), layers="0-2")
@@ -232,6 +234,25 @@ def test_a_head_with_hidden_units_predicts_what_train_measured(data, whole, tmp_
     assert metrics.log_loss(codes, probs) == pytest.approx(measured["log_loss"], abs=5e-3)
     answered = ~predictor.head.abstains(probs)
     assert made["metrics"]["answered"]["test"]["share"] == pytest.approx(answered.mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_stack_predicts_what_train_measured(data, whole, tmp_path, monkeypatch, refit):
+    def deepest_stack(judged, y, metric):
+        stacks = [item for item in judged if item.linear is not None]
+        return stacks[-1] if stacks else best_of(judged, y, metric)
+
+    monkeypatch.setattr(contest, "best_of", deepest_stack)
+    config = TrainConfig(cv=0, refit=refit)
+    report = training.train(whole / "selection", tmp_path / "head", config)["metrics"]
+    predictor = prediction.open_predictor(tmp_path / "head", PredictConfig())
+    assert predictor.head.neurons == report["chosen"]["neurons"]
+    assert len(predictor.head.features) == report["chosen"]["matrices"] > 1
+    rows = list(prediction.read_input(str(data / "test.csv"), PredictConfig(evaluate=True)))
+    probs = predictor.probabilities([row.text for row in rows])
+    codes = np.array([predictor.head.classes.index(row.label) for row in rows])
+    measured = report["spin"]["test"]["log_loss"]
+    assert metrics.log_loss(codes, probs) == pytest.approx(measured, abs=5e-3)
 
 
 def test_out_of_fold_probabilities_are_written_and_are_those_that_were_scored(whole, tmp_path):
