@@ -5,6 +5,6 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers share the cores; more threads than cores only wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The workers of xdist share the cores: more threads than cores only wait for each other. And with
+# one thread everywhere, what is computed here is to the byte what child processes compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

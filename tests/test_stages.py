@@ -50,7 +50,7 @@ def data(tmp_path_factory):
 def all_stages(data, folder, config=CONFIG):
     extraction.extract(data, folder / "activations", config)
     selection.select(folder / "activations", folder / "selection", SelectConfig())
-    training.train(folder / "selection", folder / "head", TrainConfig())
+    training.train(folder / "selection", folder / "head", TrainConfig(cv=3))
     return folder
 
 
@@ -203,7 +203,7 @@ def test_with_float16_storage_predict_differs_by_rounding_alone(data, whole):
 
 
 def test_more_than_two_classes(tmp_path):
-    config = replace(CONFIG, layers="3-4", poolings=(Pooling.MEAN,))
+    config = replace(CONFIG, layers="3-4", sites=(Site.HIDDEN,), poolings=(Pooling.MEAN,))
     run = all_stages(SAMPLES / "requests", tmp_path / "run", config)
     report = json.loads((run / "head" / "metrics.json").read_text())
     classes = artifacts.read_manifest(run / "head", "head")["classes"]
@@ -223,7 +223,7 @@ def test_a_selection_of_activations_that_changed_is_refused(data, whole, tmp_pat
 
 
 def test_a_head_with_hidden_units_predicts_what_train_measured(data, whole, tmp_path):
-    config = TrainConfig(head=HeadKind.MLP, abstain_below=0.6)
+    config = TrainConfig(cv=3, head=HeadKind.MLP, abstain_below=0.6)
     made = training.train(whole / "selection", tmp_path / "head", config)
     predictor = prediction.open_predictor(tmp_path / "head", PredictConfig())
     assert predictor.head.hidden is not None
@@ -257,7 +257,7 @@ def test_a_stack_predicts_what_train_measured(data, whole, tmp_path, monkeypatch
 
 def test_out_of_fold_probabilities_are_written_and_are_those_that_were_scored(whole, tmp_path):
     made = training.train(
-        whole / "selection", tmp_path / "head", TrainConfig(oof=tmp_path / "oof.csv")
+        whole / "selection", tmp_path / "head", TrainConfig(cv=3, oof=tmp_path / "oof.csv")
     )
     with (tmp_path / "oof.csv").open() as file:
         rows = list(csv.DictReader(file))
