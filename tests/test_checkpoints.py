@@ -13,7 +13,7 @@ from spin_cli import backbone
 from spin_cli.backbone import resolve
 from spin_cli.config import ModelConfig, Pooling, Site
 from spin_cli.errors import ModelError
-from tests.test_backbone import TEXTS, save_model, spin_features
+from tests.test_backbone import TEXTS, save_model, save_tokenizer, spin_features
 
 HEADS = {
     "bert": ["ForSequenceClassification", "ForMaskedLM", "ForTokenClassification"],
@@ -101,3 +101,14 @@ def test_gemma_3_270m_goes_on_with_a_sentence(monkeypatch, tmp_path):
     # The embeddings are tied to the output, so the next token can be read off the final state.
     words = (got[Pooling.LAST] @ loaded.model.embed_tokens.weight.T.float()).argmax(1)
     assert [loaded.tokenizer.decode([word]).strip() for word in words] == ["girl", "seven"]
+
+
+def test_a_model_whose_trial_run_fails_is_refused_without_a_traceback(tmp_path):
+    config = tf.CanineConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_hash_buckets=64, num_hash_functions=2, max_position_embeddings=64,
+    )  # fmt: skip
+    tf.CanineModel(config).save_pretrained(tmp_path)  # it has no vocabulary: characters go in
+    save_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="a trial run of CanineModel failed with AttributeError"):
+        backbone.load(ModelConfig(str(tmp_path)))

@@ -44,11 +44,10 @@ def find_blocks(root: nn.Module, count: int) -> list[nn.Module]:
         There is no list of *count* modules.
     """
     recorded = (getattr(root, "_can_record_outputs", None) or {}).get("hidden_states")
-    if isinstance(recorded, list | tuple):
-        recorded = recorded[0]
-    block_class = getattr(recorded, "target_class", recorded)
-    if isinstance(block_class, type):
-        blocks = [module for module in root.modules() if isinstance(module, block_class)]
+    noted = recorded if isinstance(recorded, list | tuple) else [recorded]
+    classes = [getattr(each, "target_class", each) for each in noted]  # hybrids have several
+    if block_classes := tuple(each for each in classes if isinstance(each, type)):
+        blocks = [module for module in root.modules() if isinstance(module, block_classes)]
         if blocks:
             return blocks
     lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) == count]

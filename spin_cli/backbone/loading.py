@@ -38,7 +38,7 @@ from spin_cli.backbone.resolve import (
     weight_files,
 )
 from spin_cli.config import ModelConfig
-from spin_cli.errors import ModelError
+from spin_cli.errors import ModelError, SpinError
 
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
@@ -106,8 +106,8 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         device = input_device(model)
     else:
         model.to(device)
-    with _plain_errors(options.model, location):  # what runs here is a stranger's code and weights
-        layout = discover(model)
+    with _plain_errors(options.model, location):
+        layout = _discover(model, options.model)
     if alone:
         layout = replace(layout, stacks=(replace(layout.stacks[0], prefix="encoder"),))
     return Backbone(
@@ -148,6 +148,20 @@ def _open(options: ModelConfig, location: Location) -> tuple[Any, Any]:
         for kind in (AutoConfig, AutoTokenizer)
     )
     return config, tokenizer
+
+
+def _discover(model: torch.nn.Module, name: str) -> Layout:
+    """As `discover`; what runs there is a stranger's code, which may raise anything."""
+    try:
+        return discover(model)
+    except SpinError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name}: a trial run of {type(model).__name__} failed with {type(error).__name__}:"
+            f" {_first_line(error)}",
+            "It may need other inputs than token ids. SPIN_DEBUG=1 shows where it failed.",
+        ) from error
 
 
 def _load_model(

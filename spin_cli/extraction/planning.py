@@ -19,6 +19,8 @@ from spin_cli.errors import ModelError, UsageError
 from spin_cli.extraction.windows import read_rows_into
 
 WINDOW_BYTES = 32 * 2**20
+GPU_WINDOWS = 4
+"""A GPU's windows may be so many times larger: its batches are, and main memory is not short."""
 MAX_WINDOW_ROWS = 8192
 SAMPLE_ROWS = 512
 TRIAL_TOKENS = 512
@@ -72,7 +74,8 @@ def plan(data: Path, config: ExtractConfig) -> Plan:
     features = choose_features(model, config)
     dtype, notes = choose_storage(dataset, model, features, config.storage_dtype)
     row_bytes = activations.DISK_DTYPES[dtype].itemsize * sum(f.width for f in features)
-    window = max(64, min(MAX_WINDOW_ROWS, WINDOW_BYTES // row_bytes, len(dataset)))
+    room = WINDOW_BYTES * (1 if model.device.type == "cpu" else GPU_WINDOWS)
+    window = max(64, min(MAX_WINDOW_ROWS, room // row_bytes, len(dataset)))
     request = {
         "model": model.identity,
         "data": [
