@@ -206,7 +206,7 @@ def test_numbers_of_the_costs_are_those_of_the_model(run):
     assert made.training[2] == 6 * sizes.used * train * costs.EPOCHS
     depth = found.metrics["chosen"]["depth"]
     assert made.per_text[1] == pytest.approx(made.per_text[0] * depth / len(layers))
-    assert made.trainable[:2] == (384 * 4 + 1, found.head.neurons + 1)
+    assert made.trainable[:2] == (384 + 1, found.head.neurons + 1)
 
 
 def test_top_neurons_are_those_that_move_the_logit_most(run):

@@ -58,16 +58,15 @@ def find_costs(run: Run, sizes: Sizes) -> Costs:
     tokens = {name: int(samples.n_tokens[samples.rows(name)].sum()) for name in ("train", "val")}
     both, mean = sum(tokens.values()), float(samples.n_tokens.mean())
     rows = len(samples.rows("train"))
-    layers, everything = run.layers, sizes.used
+    everything = sizes.used
     needed = sizes.up_to(run.activations().manifest["layers"], _position(run, chosen["layer"]))
     fitting = 4 * rows * sum(feature.width for feature in run.features) * PASSES
     outputs = 1 if len(run.classes) == 2 else len(run.classes)
-    width = max(f.width for f in run.features if f.layer == layers[-1])
     head = run.head
     own = head.weight.size + head.bias.size
     if head.hidden is not None:
         own += head.hidden[0].size + head.hidden[1].size
-    linear = outputs * (width + 1)
+    linear = outputs * (_last_width(run) + 1)
     return Costs(
         training=(
             FORWARD * everything * both,
@@ -78,6 +77,14 @@ def find_costs(run: Run, sizes: Sizes) -> Costs:
         trainable=(linear, own, sizes.total + linear),
         tokens=both,
         mean_tokens=mean,
+    )
+
+
+def _last_width(run: Run) -> int:
+    """Neurons that the baseline on the last layer reads."""
+    read = run.metrics["last_layer"]
+    return next(
+        f.width for f in run.features if (f.layer, f.site.value) == (read["layer"], read["site"])
     )
 
 
