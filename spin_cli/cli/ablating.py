@@ -109,8 +109,8 @@ def _show(found: dict[str, Any]) -> None:
     for name, title in titles.items():
         if found[name] is not None:
             _table(title, found[name])
-    print_line("kept: the selected neurons alone. removed: all but these. random: as many of each")
-    print_line(f"matrix, mean and sd of {found['draws']} draws.")
+    print_line("kept: the selected neurons alone. removed: all but these. random: as many of")
+    print_line(f"each matrix, mean and sd of {found['draws']} draws.")
 
 
 def _table(title: str, found: dict[str, Any]) -> None:

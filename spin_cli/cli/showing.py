@@ -157,7 +157,9 @@ def show_activations(found: dict[str, Any], every: bool) -> None:
         for item in mine:
             if some or item.pooling == poolings[0]:
                 name = "" if item.layer == last else item.layer
-                rows.append([name, item.pooling, *_cells(item, lost)])
+                same = [m for m in mine if m is item or (not some and m.layer == item.layer)]
+                massive = {neuron for m in same for neuron in m.massive}
+                rows.append([name, item.pooling, *_cells(item, len(massive), lost)])
                 last = item.layer
         columns = ["layer", "pooling", "mean", "sd", "zeros", "largest", "dead", "massive"]
         print_table(
@@ -167,14 +169,17 @@ def show_activations(found: dict[str, Any], every: bool) -> None:
         )
     _explain_statistics(statistics, matrices)
     if not some:
-        print_line(f"Of {len(matrices)} matrices, those of {poolings[0]}; --all shows the others.")
+        print_line(
+            f"Of {len(matrices)} matrices, those of {poolings[0]}, but massive neurons of all"
+        )
+        print_line("poolings; --all shows the others.")
 
 
-def _cells(item: Statistics, lost: bool) -> list[str]:
+def _cells(item: Statistics, massive: int, lost: bool) -> list[str]:
     cells = [
         _short(item.mean), _short(item.sd), f"{item.zeros:.1%}" if item.zeros else "–",
         _short(item.largest), str(item.dead + item.constant or "–"),
-        str(len(item.massive) or "–"),
+        str(massive or "–"),
     ]  # fmt: skip
     return [*cells, f"{item.overflowed or '–'}"] if lost else cells
 
