@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,27 +91,34 @@ def build_tiny_run(base: Path) -> Path:
     """Make a data set and a whole run once per session; a folder with ``data`` and ``run``."""
     folder = base / "tiny"
     write_data(folder / "data")
-    done = spin_process(
-        "run", folder / "data", "-m", MODEL, "-o", folder / "run", "--layers", "0-2"
-    )
-    assert done.code == 0, done.err
+    err = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(err), redirect_stderr(err):
+        code = run_here(
+            patch, "run", folder / "data", "-m", MODEL, "-o", folder / "run", "--layers", "0-2"
+        )
+    assert code == 0, err.getvalue()
     return folder
 
 
+def run_here(patch: pytest.MonkeyPatch, *args, stdin: bytes = b"") -> int:
+    """Run spin in this process, for speed: no second import of torch."""
+    patch.setattr(sys, "argv", ["spin", *map(str, args)])
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
+    try:
+        return spin_cli.cli.run()
+    finally:
+        terminal.verbosity = 0
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 def make_runner(monkeypatch, capsys):
-    """A function that runs spin in this process, for speed: no second import of torch."""
+    """A function that runs spin in this process."""
 
     def runner(*args, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", ["spin", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
-        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
-        try:
-            code = spin_cli.cli.run()
-        finally:
-            terminal.verbosity = 0
-            for number, handler in kept.items():
-                signal.signal(number, handler)
+        code = run_here(monkeypatch, *args, stdin=stdin)
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 

@@ -96,8 +96,8 @@ def test_activations(run):
 def test_selection(spin, run, tmp_path):
     out = tmp_path / "selection"
     done = spin(
-        "select", run / "activations", "-o", out, "--bootstrap", 2, "--control", "labels",
-        "--path-points", 3,
+        "select", run / "activations", "-o", out, "--bootstrap", 1, "--control", "labels",
+        "--path-points", 2,
     )  # fmt: skip
     assert done.code == 0, done.err
     words = named("selection/")
