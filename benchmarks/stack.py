@@ -9,23 +9,29 @@ to train rows and judged by these, else train and val rows are judged out of fol
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+# Beside this file lies select.py, which must not stand for the standard library's module.
+HERE = Path(__file__).resolve().parent
+sys.path = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
 
-from spin_cli import artifacts, metrics
-from spin_cli.activations import features_of, read_samples
-from spin_cli.config import CV_VAL_ROWS, Metric, StorageDtype
-from spin_cli.training import baselines
-from spin_cli.training.duplicates import near_duplicates
-from spin_cli.training.pick import Judged, best_of
-from spin_cli.training.search import Split, fit_columns
-from spin_cli.training.stack import WIDEST, fit_stacks
-from spin_cli.training.table import Reader
+import argparse  # noqa: E402
+import json  # noqa: E402
+import time  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from spin_cli import artifacts, metrics  # noqa: E402
+from spin_cli.activations import features_of, read_samples  # noqa: E402
+from spin_cli.config import CV_VAL_ROWS, Metric, StorageDtype  # noqa: E402
+from spin_cli.training import baselines  # noqa: E402
+from spin_cli.training.duplicates import near_duplicates  # noqa: E402
+from spin_cli.training.pick import Judged, best_of  # noqa: E402
+from spin_cli.training.search import Split, fit_columns  # noqa: E402
+from spin_cli.training.stack import WIDEST, fit_stacks  # noqa: E402
+from spin_cli.training.table import Reader  # noqa: E402
 
 
 def main() -> None:
