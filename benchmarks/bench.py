@@ -17,11 +17,12 @@ sys.path = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() 
 import argparse  # noqa: E402
 import tempfile  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 from benchmarks import baselines, peers, tuning  # noqa: E402
 from benchmarks.cells import Work  # noqa: E402
@@ -94,53 +95,44 @@ def bench_select(table: Rows, work: Work, folder: Path) -> float:
         "select", "the paper's recipe (saga)", spin_seconds,
         timed(lambda: selection.select(source, folder / "reference", recipe)),
     )  # fmt: skip
-    slow = liblinear_path(source, found["scores"]["scores"], config.path_points)
-    table.add("select", "liblinear on the same penalties", spin_seconds, slow)
-    X, y = one_matrix(source)
+    slow = liblinear(source, found["scores"]["scores"])
+    table.add("select, all penalties", "liblinear, the chosen penalty alone", spin_seconds, slow)
+    feature, X, y = list(train_matrices(source))[-1]
     if (seconds := peers.neurox_probe(X, y)) is not None:
-        share = X.shape[1] / sum(f.width for f in features_of(source))
-        table.add("select", "NeuroX's probe, one penalty", spin_seconds * share, seconds)
+        widths = [f.width for f, _, _ in train_matrices(source)]
+        share = feature.width / sum(widths)
+        table.add(
+            "select, all penalties", "NeuroX's probe, one penalty", spin_seconds * share, seconds
+        )
     return spin_seconds
 
 
-def features_of(source: Path) -> tuple[activations.Feature, ...]:
-    return activations.features_of(artifacts.read_manifest(source, "activations"))
-
-
-def one_matrix(source: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised train rows of the last matrix, and their codes."""
-    manifest, samples = artifacts.read_manifest(source, "activations"), None
+def train_matrices(source: Path) -> Iterator[tuple[activations.Feature, np.ndarray, np.ndarray]]:
+    """Every feature with its standardised train rows, and their codes."""
+    manifest = artifacts.read_manifest(source, "activations")
     samples = activations.read_samples(source)
     rows = samples.rows("train")
-    X = baselines.read(source, manifest, features_of(source)[-1])[rows]
     y = np.array([manifest["classes"].index(label) for label in samples.labels[rows]])
-    return standardise(X).X, y
+    for feature in activations.features_of(manifest):
+        yield feature, standardise(baselines.read(source, manifest, feature)[rows]).X, y
 
 
-def liblinear_path(source: Path, scores: list[dict[str, Any]], points: int) -> float:
-    """Seconds of liblinear for each matrix's best C, times the points on the path.
-
-    A lower bound of the whole path would count weaker penalties, which take longer, as longer.
-    """
+def liblinear(source: Path, scores: list[dict[str, Any]]) -> float:
+    """Seconds of liblinear for each matrix at the penalty that was chosen, one point of a path."""
     from sklearn.linear_model import LogisticRegression
 
-    manifest, samples = artifacts.read_manifest(source, "activations"), None
-    samples = activations.read_samples(source)
-    rows = samples.rows("train")
-    y = np.array([manifest["classes"].index(label) for label in samples.labels[rows]])
     seconds = 0.0
-    for feature in features_of(source):
+    for feature, X, y in train_matrices(source):
         row = next(r for r in scores if (r["layer"], r["site"]) == (feature.layer, feature.site))
         if not float(row["C"]):
             continue
-        X = standardise(baselines.read(source, manifest, feature)[rows]).X
         model = LogisticRegression(
             C=float(row["C"]), l1_ratio=1, solver="liblinear", intercept_scaling=100
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            seconds += timed(lambda model=model, X=X: model.fit(X, y))
-    return seconds * points
+            seconds += timed(lambda model=model, X=X, y=y: model.fit(X, y))
+    return seconds
 
 
 def bench_train(table: Rows, work: Work, spent: float) -> None:
@@ -158,13 +150,12 @@ def bench_predict(table: Rows, work: Work, repeats: int) -> None:
     texts = work.some_texts
     predictor = prediction.open_predictor(work.root / "head", PredictConfig())
     model, tokenizer = usual_load(MODEL)
-    import torch
-
     weight = torch.randn(model.config.hidden_size, 1)
-    depth = max(int(f.layer.split("_")[-1]) for f in predictor.head.features)
     spin = fastest(lambda: predictor.probabilities(texts), repeats)
     usual = fastest(lambda: run_usual(model, tokenizer, texts, weight), repeats)
-    table.add(f"predict, {depth} of 6 layers", "the usual script on the last layer", spin, usual)
+    depth = sum(stack.depth for stack in predictor.model.layout.stacks)
+    what = f"predict, {depth} of {model.config.num_hidden_layers} layers"
+    table.add(what, "the usual script on the last layer", spin, usual)
 
 
 def make_parser() -> argparse.ArgumentParser:

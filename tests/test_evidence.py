@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks import (
     ablations,
     baselines,
+    bench,
     cells,
     costs,
     folders,
@@ -325,3 +326,29 @@ def test_ablations(tiny_work, name, monkeypatch):
 @pytest.mark.slow
 def test_the_papers_recipe(tiny_work):
     assert cells.CELLS["reference"](tiny_work)["score"] > 0.7
+
+
+@pytest.mark.slow
+def test_speeds_are_ratios_of_seconds(tmp_path, reviews, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "MODEL", str(growth.make_model(tmp_path / "model", 2, 16)))
+    monkeypatch.setattr(bench, "EPOCHS", 1)
+    out = tmp_path / "out"
+    arguments = ["--data", str(reviews), "--rows", "100", "--test-rows", "20", "--repeats", "1"]
+    bench.main([*arguments, "-o", str(out)])
+    rows = json.loads((out / "bench.json").read_text())["rows"]
+    assert {row[0].split(",")[0] for row in rows} == {
+        "extract", "select", "extract + select + train", "predict",
+    }  # fmt: skip
+    assert all(float(row[2]) > 0 for row in rows)
+    assert len((out / "bench.md").read_text().splitlines()) == 2 + len(rows)
+    timed = re.findall(r"([\d.]+) s / ([\d.]+) s = ([\d.]+)", capsys.readouterr().out)
+    assert len(timed) == len(rows)
+
+
+@pytest.mark.slow
+def test_growth_is_measured_for_each_stage(tmp_path):
+    sizes = {"rows": 40, "layers": 2, "width": 16}
+    for stage in growth.STAGES:
+        found = growth.measure(stage, sizes)
+        assert found["seconds"] > 0
+        assert found["megabytes"] >= 0
