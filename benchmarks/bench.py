@@ -54,8 +54,8 @@ class Rows:
     rows: list[list[str]]
 
     def add(self, what: str, against: str, spin: float, other: float) -> None:
-        self.rows.append([what, against, f"{other / spin:.2f}"])
-        print(f"{what} | {against}: {other:.1f} s / {spin:.1f} s = {other / spin:.2f}", flush=True)
+        self.rows.append([what, against, f"{other / spin:.3g}"])
+        print(f"{what} | {against}: {other:.1f} s / {spin:.1f} s = {other / spin:.3g}", flush=True)
 
 
 def timed(call: Callable[[], Any]) -> float:
