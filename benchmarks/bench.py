@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = "\n".join(markdown(["spin", "against", "its time / spin's"], table.rows)) + "\n"
     about = circumstances()
     sizes = {key: args.__dict__[key] for key in ("rows", "test_rows", "repeats")}
-    artifacts.write_json(args.output / "bench.json", {"rows": table.rows, **sizes, **about})
+    artifacts.write_json(args.output / "bench.json", {"ratios": table.rows, **sizes, **about})
     artifacts.write_text(args.output / "bench.md", text)
     print(f"\n{text}\n{about['machine']}, {about['date']}")
 

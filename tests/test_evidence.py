@@ -345,7 +345,7 @@ def test_speeds_are_ratios_of_seconds(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     arguments = ["--data", str(tmp_path), "--rows", "200", "--test-rows", "40", "--repeats", "1"]
     bench.main([*arguments, "-o", str(out)])
-    rows = json.loads((out / "bench.json").read_text())["rows"]
+    rows = json.loads((out / "bench.json").read_text())["ratios"]
     assert {row[0].split(",")[0] for row in rows} == {
         "extract", "select", "extract + select + train", "predict",
     }  # fmt: skip
