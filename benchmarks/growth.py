@@ -71,9 +71,10 @@ def make_model(folder: Path, layers: int, width: int) -> Path:
 
 
 def make_texts(path: Path, rows: int) -> Path:
-    rng = np.random.default_rng(0)
-    words = rng.integers(0, WORDS, (rows, 8))
-    write_rows(path, [(" ".join(map(str, row)), str(row[0] % 2)) for row in words])
+    """Texts of eight words, of which most belong to one label."""
+    y = np.arange(rows) % 2
+    words = np.random.default_rng(0).integers(0, 60, (rows, 8)) + 40 * y[:, None]
+    write_rows(path, [(" ".join(map(str, row)), str(k)) for row, k in zip(words, y, strict=True)])
     return path
 
 
@@ -109,8 +110,8 @@ def begin_predict(folder: Path, rows: int, layers: int, width: int) -> Callable[
     selection.select(folder / "activations", folder / "selection", SelectConfig(path_points=4))
     training.train(folder / "selection", folder / "head", TrainConfig(cv=0))
     texts = [line.split(",")[0] for line in make_texts(folder / "t.csv", rows).open()][1:]
-    found = prediction.Classifier.load(folder / "head")
-    return lambda: found.predict_proba(texts)
+    found = prediction.open_predictor(folder / "head", PredictConfig())
+    return lambda: found.probabilities(texts)
 
 
 STAGES = {
