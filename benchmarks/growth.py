@@ -32,7 +32,7 @@ from benchmarks.folders import random_activations  # noqa: E402
 from benchmarks.scoring import Clock, circumstances  # noqa: E402
 from benchmarks.sets import write_rows  # noqa: E402
 from benchmarks.tables import markdown  # noqa: E402
-from spin_cli import artifacts, extraction, prediction, selection, training  # noqa: E402
+from spin_cli import Classifier, artifacts, extraction, selection, training  # noqa: E402
 from spin_cli.config import (  # noqa: E402
     DataConfig,
     ExtractConfig,
@@ -110,8 +110,8 @@ def begin_predict(folder: Path, rows: int, layers: int, width: int) -> Callable[
     selection.select(folder / "activations", folder / "selection", SelectConfig(path_points=4))
     training.train(folder / "selection", folder / "head", TrainConfig(cv=0))
     texts = [line.split(",")[0] for line in make_texts(folder / "t.csv", rows).open()][1:]
-    found = prediction.open_predictor(folder / "head", PredictConfig())
-    return lambda: found.probabilities(texts)
+    found = Classifier.load(folder / "head")
+    return lambda: found.predict_proba(texts)
 
 
 STAGES = {
