@@ -223,8 +223,11 @@ def read_sections(folder: Path) -> tuple[Sections, str]:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the run's ``spin.toml``."""
+    """Write the run's ``spin.toml``, unless it says the same already."""
+    text = to_toml(recipe, folder, artifacts.versions()["spin"])
+    path = folder / FILE
+    if path.is_file() and path.read_bytes() == text.encode():
+        return
     with artifacts.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        text = to_toml(recipe, folder, artifacts.versions()["spin"])
-        artifacts.write_text(folder / FILE, text)
+        artifacts.write_text(path, text)
