@@ -17,7 +17,7 @@ from spin_cli.config import Metric
 
 Indicator = NDArray[Any]
 F64 = NDArray[np.float64]
-GRID = np.linspace(0.01, 0.99, 99)
+GRID = np.round(np.linspace(0.01, 0.99, 99), 2)
 """Thresholds tried."""
 SPAN = 3
 """Neighbours to either side over which the curve of F1 is smoothed."""
