@@ -159,6 +159,7 @@ def make_random(folder: Path, rows: int, layers: int, widths: dict[str, int]) ->
             truncated=np.zeros(rows, bool),
         )
         content = {
+            "request": {"options": {"data": {}}},  # texts of one label
             "classes": ["no", "yes"],
             "features": features,
             "storage_dtype": "float16",
