@@ -270,7 +270,7 @@ def test_select_refuses_a_damaged_layer_file(spin, run_copy, harm):
     harm(run_copy / "activations/layer_01.h5")
     done = spin("select", run_copy / "activations")
     assert_refused(done, 4, run_copy / "activations/layer_01.h5")
-    assert sorted(p.name for p in run_copy.iterdir()) == ["activations", "head"]
+    assert sorted(p.name for p in run_copy.iterdir()) == ["activations", "head", "spin.toml"]
 
 
 def test_select_refuses_an_edited_manifest(spin, run_copy):
@@ -538,10 +538,11 @@ def test_a_head_of_a_layer_that_the_model_lacks_is_refused(run_copy):
     folder = run_copy / "head"
     config = json.loads((folder / "config.json").read_text())
     config["blocks"] = 99
-    layer, config["features"][0]["layer"] = config["features"][0]["layer"], "layer_99"
+    feature = config["features"][0]
+    layer, feature["layer"] = feature["layer"], "layer_99"
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "head.safetensors")
-    key = next(name for name in tensors if name.startswith(f"neurons.{layer}."))
+    key = f"neurons.{layer}.{feature['site']}.{feature['pooling']}"
     tensors[key.replace(layer, "layer_99")] = tensors.pop(key)
     save_file(tensors, folder / "head.safetensors")
     reseal(folder)

@@ -142,7 +142,8 @@ def _compare_with_own(
 
     def alike(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         return all(
-            one.shape == other.shape and torch.allclose(one.float().cpu(), other.float().cpu())
+            one.shape == other.shape
+            and torch.allclose(one.float().cpu(), other.float().cpu(), equal_nan=True)
             for one, other in pairs
         )
 

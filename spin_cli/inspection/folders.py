@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from spin_cli import artifacts
+from spin_cli import activations, artifacts
 from spin_cli.config import Progress, quiet
 from spin_cli.errors import ArtifactError
 from spin_cli.head import CONFIG, METRICS, load_head
@@ -116,6 +116,7 @@ def _activations(
 ) -> dict[str, Any]:
     statistics = summarise_all(path, manifest, rows, progress)
     return {
+        "multi_label": activations.separator_of(manifest) is not None,
         "model": manifest["request"]["model"],
         "data": manifest["request"]["data"],
         "features": manifest["features"],
