@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from spin_cli.probe.interior import solve_interior
 from spin_cli.probe.problem import centre
 
 Array = NDArray[Any]
@@ -37,19 +38,21 @@ def solve_quadratic(
 
     Notes
     -----
-    Two methods take turns. FISTA with restart (Beck & Teboulle 2009, O'Donoghue & Candès 2015)
-    always makes progress and finds the signs; with the signs known, what is left is a linear
-    system, and one Cholesky factor gives the optimum that FISTA would only creep up to
-    (feature-sign search, Lee et al. 2007).
+    A few steps of FISTA with restart (Beck & Teboulle 2009, O'Donoghue & Candès 2015) find the
+    signs where columns are not much alike; with the signs known, what is left is a linear system
+    (feature-sign search, Lee et al. 2007). Else `solve_interior` finds them.
     """
     if not penalty.any():
         return _solve_free(H, g, start)
     step = 1.0 / _largest_eigenvalue(H)
     u = best = start
-    least, value = np.inf, float(penalty @ np.abs(start))
-    stalled = 0
-    for _ in range(max_rounds):
-        new = _fista(H, g, penalty, start, u, step, FISTA_CHUNK)
+    least, value, stalled = np.inf, float(penalty @ np.abs(start)), 0
+    for turn in range(max_rounds):
+        inside = solve_interior(H, g, penalty, start, tol) if turn % 5 == 1 else None
+        if inside is None:
+            new = _fista(H, g, penalty, start, u, step, FISTA_CHUNK)
+        else:
+            new = inside.astype(u.dtype)
         if flat is not None:
             new[flat] = centre(new[flat])
         new, gradient, new_value = _polish(H, g, penalty, start, new)
