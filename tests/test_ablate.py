@@ -18,19 +18,8 @@ from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import load_head
 from spin_cli.training.ablation import AblateConfig, ablate
 from spin_cli.verification import verify
-from tests.test_cli import build_tiny_run, make_runner
 
 PLANTED = (3, 17, 20)
-
-
-@pytest.fixture
-def tiny_run(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -15,27 +15,9 @@ from safetensors.numpy import load_file, save_file
 from spin_cli import artifacts, backbone, prediction
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, ModelError
-from tests.test_cli import (
-    MODEL,
-    Result,
-    build_tiny_run,
-    make_runner,
-    sentences,
-    write_csv,
-    write_data,
-)
+from tests.helpers import MODEL, Result, sentences, write_csv, write_data
 
 LABELS = ("text", "label")
-
-
-@pytest.fixture
-def tiny_run(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import functools
 import gzip
-import io
 import json
 import os
-import random
 import shlex
 import shutil
 import signal
@@ -16,127 +13,24 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-import spin_cli.cli
-from spin_cli.cli import terminal
+from tests.helpers import (
+    ENV,
+    MODEL,
+    SPIN,
+    Result,
+    interruptible,
+    json_lines,
+    sentences,
+    write_csv,
+)
 
 COMMANDS = (
     "extract", "select", "train", "predict", "export", "inspect", "ablate", "report", "run",
     "status", "demo",
 )  # fmt: skip
-ENV = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
-SPIN = [sys.executable, "-m", "spin_cli"]
-MODEL = "bundled:minilm"
-GOOD = ("great", "lovely", "superb", "delightful", "wonderful")
-BAD = ("awful", "dreadful", "boring", "terrible", "horrid")
-THINGS = ("film", "meal", "book", "song", "hotel", "trip")
-
-
-# -- helpers, used by test_bad_input.py too --------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-def sentences() -> list[tuple[str, str]]:
-    """60 different sentences with their labels, 30 of each class, shuffled."""
-    rows = [
-        (f"The {thing} was {word} today.", label)
-        for thing in THINGS
-        for words, label in ((GOOD, "good"), (BAD, "bad"))
-        for word in words
-    ]
-    random.Random(1).shuffle(rows)
-    return rows
-
-
-def write_csv(path: Path, rows, header=("text", "label")) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path
-
-
-def write_data(folder: Path) -> Path:
-    """60 train, 20 val and 20 test rows as CSV."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = sentences()
-    more = [(f"I think that {text[0].lower()}{text[1:]}", label) for text, label in rows]
-    write_csv(folder / "train.csv", rows)
-    write_csv(folder / "val.csv", more[:20])
-    write_csv(folder / "test.csv", more[20:40])
-    return folder
-
-
-def spin_process(*args, **options) -> Result:
-    """Run spin in a process of its own."""
-    done = subprocess.run(
-        [*SPIN, *map(str, args)], env=ENV, capture_output=True, text=True, timeout=120, **options
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-@functools.cache
-def build_tiny_run(base: Path) -> Path:
-    """Make a data set and a whole run once per session; a folder with ``data`` and ``run``."""
-    folder = base / "tiny"
-    write_data(folder / "data")
-    err = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(err), redirect_stderr(err):
-        code = run_here(
-            patch, "run", folder / "data", "-m", MODEL, "-o", folder / "run", "--layers", "0-2"
-        )
-    assert code == 0, err.getvalue()
-    return folder
-
-
-def run_here(patch: pytest.MonkeyPatch, *args, stdin: bytes = b"") -> int:
-    """Run spin in this process, for speed: no second import of torch."""
-    patch.setattr(sys, "argv", ["spin", *map(str, args)])
-    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
-    try:
-        return spin_cli.cli.run()
-    finally:
-        terminal.verbosity = 0
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-def make_runner(monkeypatch, capsys):
-    """A function that runs spin in this process."""
-
-    def runner(*args, stdin: bytes = b"") -> Result:
-        capsys.readouterr()
-        code = run_here(monkeypatch, *args, stdin=stdin)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return runner
-
-
-@pytest.fixture
-def tiny_run(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
-
-
-def json_lines(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 # -- help ------------------------------------------------------------------------------------
@@ -291,11 +185,6 @@ def test_quiet_is_quiet(spin, tiny_run, tmp_path, first):
 # -- predict ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def head(tiny_run) -> Path:
-    return tiny_run / "run/head"
-
-
 def test_order_and_ids_are_kept(spin, head, tmp_path):
     rows = [(f"id-{97 - i}", text) for i, (text, _) in enumerate(sentences())]
     rows[3] = ("long", "a great film " * 600)
@@ -435,7 +324,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     windows = tmp_path / "run/activations.partial/windows.bin"  # a byte for each, 1 when done
     command = [*SPIN, "extract", str(source), "-m", MODEL, "-o", str(out)]
     command += ["--storage-dtype", "float32"]  # larger rows, so smaller windows
-    with subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True) as process:
+    with interruptible(command) as process:
         deadline = time.monotonic() + 60
         while not (windows.exists() and any(windows.read_bytes())):
             assert process.poll() is None, process.stderr.read()

@@ -12,15 +12,10 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralModel
 
+from tests.helpers import json_lines
 from tests.test_backbone import WORDS, save_tokenizer
-from tests.test_cli import json_lines, make_runner
 
 EXPERTS, WIDTH = 5, 24
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
 
 
 def save_mixtral(folder):

@@ -13,19 +13,14 @@ import pytest
 from safetensors import safe_open
 
 from spin_cli import artifacts, errors
-from tests.test_cli import build_tiny_run, json_lines, make_runner, sentences
+from tests.helpers import json_lines, sentences
 
 PAGE = (Path(__file__).parents[1] / "docs/formats.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
-
-
-@pytest.fixture
-def run(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp()) / "run"
+def run(tiny_run) -> Path:
+    return tiny_run / "run"
 
 
 def named(*titles: str) -> set[str]:

@@ -18,18 +18,6 @@ from spin_cli.cli.terminal import bar, printable
 from spin_cli.config import Pooling, Site, StorageDtype
 from spin_cli.inspection import overlap, statistics
 from spin_cli.inspection.tree import hdf5_tree
-from tests.test_cli import build_tiny_run, make_runner
-
-
-@pytest.fixture
-def tiny_run(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
-
 
 # -- numbers ---------------------------------------------------------------------------------
 

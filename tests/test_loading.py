@@ -27,8 +27,8 @@ from spin_cli.backbone.partial import narrow
 from spin_cli.config import Bits, Long, ModelConfig, Pooling, Side, Site
 from spin_cli.errors import ModelError
 from tests import test_backbone as made
+from tests.helpers import write_csv
 from tests.test_backbone import SIZES, TEXTS, WORDS, save_model, spin_features
-from tests.test_cli import make_runner, write_csv
 
 TARGETS = {
     "bert": ["query", "output.dense"],
@@ -190,8 +190,7 @@ def test_an_adapter_is_known_by_its_weights_and_settings(tmp_path):
 # -- the whole way ----------------------------------------------------------------------------
 
 
-def test_a_head_finds_its_adapter_and_refuses_another(tmp_path, monkeypatch, capsys):
-    spin = make_runner(monkeypatch, capsys)
+def test_a_head_finds_its_adapter_and_refuses_another(tmp_path, spin):
     folder = save_model(tmp_path / "model", "llama")
     first, second = (
         save_adapter(tmp_path / f"{seed}", "llama", KINDS["lora"](["down_proj"]), seed=seed)

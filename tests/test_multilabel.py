@@ -27,7 +27,7 @@ from spin_cli.training import baselines, label_decisions, mlp
 from spin_cli.training.folds import fold_rows
 from spin_cli.training.label_report import paired_p
 from spin_cli.training.search import Split
-from tests.test_cli import BAD, GOOD, json_lines, make_runner, write_csv
+from tests.helpers import BAD, GOOD, json_lines, write_csv
 from tests.test_head import make_head
 
 SEVERAL = DataConfig(label_separator="|")
@@ -359,11 +359,6 @@ def test_forged_heads_of_labels_are_refused(tmp_path, change):
 
 
 # -- all of it -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
 
 
 def tagged(words, start) -> list[tuple[str, str]]:

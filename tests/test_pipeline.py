@@ -15,19 +15,9 @@ import tomllib
 from spin_cli import artifacts, extraction, pipeline, recipe
 from spin_cli.config import Control, HeadKind, Pooling
 from spin_cli.errors import UsageError
-from tests.test_cli import MODEL, build_tiny_run, make_runner
+from tests.helpers import MODEL
 
 BARE = {"data": {"path": "texts"}, "model": {"model": MODEL}}
-
-
-@pytest.fixture
-def tiny_run(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
 
 
 @pytest.fixture

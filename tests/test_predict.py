@@ -19,26 +19,7 @@ from spin_cli.config import OnError, PredictConfig
 from spin_cli.errors import DataError
 from spin_cli.prediction import sharing
 from spin_cli.ranks import Ranks
-from tests.test_cli import (
-    ENV,
-    SPIN,
-    build_tiny_run,
-    json_lines,
-    make_runner,
-    sentences,
-    spin_process,
-    write_csv,
-)
-
-
-@pytest.fixture
-def head(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp()) / "run/head"
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
+from tests.helpers import ENV, SPIN, json_lines, sentences, spin_process, write_csv
 
 
 def many(count: int) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,20 +15,9 @@ from spin_cli import prediction
 from spin_cli.config import ExportFormat, PredictConfig
 from spin_cli.errors import ModelError
 from spin_cli.prediction import export as exports
+from tests.helpers import ENV, json_lines, sentences
 from tests.test_backbone import TEXTS, save_model
-from tests.test_cli import ENV, build_tiny_run, json_lines, make_runner, sentences
 from tests.test_predict_tokens import make_head
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
-
-
-@pytest.fixture
-def head(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp()) / "run/head"
-
 
 ALONE = """
 import json, sys, torch

@@ -20,18 +20,7 @@ from spin_cli.backbone import read_states
 from spin_cli.config import Pooling, PredictConfig, StorageDtype
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.prediction.reasons import contributions, explain
-from tests.test_cli import ENV, build_tiny_run, json_lines, make_runner, sentences
-
-
-@pytest.fixture
-def head(tmp_path_factory) -> Path:
-    return build_tiny_run(tmp_path_factory.getbasetemp()) / "run/head"
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
-
+from tests.helpers import ENV, json_lines, sentences
 
 TEXTS = [text for text, _ in sentences()[:20]]
 

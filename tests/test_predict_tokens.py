@@ -13,13 +13,8 @@ from spin_cli.config import ModelConfig, Pooling, PredictConfig, Site, StorageDt
 from spin_cli.errors import ModelError
 from spin_cli.head import Head, HeadFeature, blocks_needed, save_head
 from spin_cli.prediction.prefixes import prefix_probabilities
+from tests.helpers import json_lines
 from tests.test_backbone import TEXTS, save_model
-from tests.test_cli import json_lines, make_runner
-
-
-@pytest.fixture
-def spin(monkeypatch, capsys):
-    return make_runner(monkeypatch, capsys)
 
 
 def make_head(model, folder, layers, classes=("calm", "alarm")):

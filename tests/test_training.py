@@ -425,10 +425,12 @@ def test_a_blend_becomes_one_linear_head_on_the_union_of_neurons(tmp_path):
 # -- stacks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("columns", [30, 300])  # fewer than rows, and more
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_ridge_is_that_of_scikit_learn_in_every_fold(n_classes):
+def test_ridge_is_that_of_scikit_learn_in_every_fold(n_classes, columns):
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(200, 30)) * rng.uniform(0.1, 9, 30) + rng.normal(size=30)
+    X = rng.normal(size=(200, columns)) * rng.uniform(0.1, 9, columns)
+    X += rng.normal(size=columns)
     X = np.hstack([X, np.ones((200, 1))]).astype(np.float32)  # the last column is constant
     codes = (X[:, :n_classes] / X[:, :n_classes].std(0)).argmax(1)
     weight, fold = rng.uniform(0.5, 2, 200), fold_rows(codes, 4, 0)

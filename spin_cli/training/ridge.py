@@ -1,7 +1,8 @@
 """Ridge regression on class indicators, cross-validated for the price of a few solves.
 
 The products of columns are summed fold by fold once; leaving a fold out is a subtraction, and each
-penalty one Cholesky factor.
+penalty one Cholesky factor. Where there are fewer rows than columns, the same solution comes from
+the products of rows.
 """
 
 from __future__ import annotations
@@ -59,28 +60,74 @@ def fit_ridge(
     X, d = standard.X, standard.X.shape[1]
     if d == 0:
         return None
-    parts = [_Sums.of(X[fold == k], Y[fold == k], sample_weight[fold == k]) for k in _folds(fold)]
-    total = sum(parts[1:], parts[0])
+    fewer = len(X) < d
+    solver = (_Rows if fewer else _Columns)(X, Y, sample_weight, fold)
     tried = []
     for share in PENALTIES:
         penalty = share * max(1.0, d / 1000.0)
         out = np.empty_like(Y)
-        for k, part in enumerate(parts):
-            W, b = (total - part).solve(penalty)
-            out[fold == k] = X[fold == k] @ W + b
+        for k in range(int(fold.max()) + 1):
+            W, b = solver.solve(penalty, k)
+            out[fold == k] = solver.seen[fold == k] @ W + b
         error = float(sample_weight @ ((out - Y) ** 2).sum(1))
         tried.append((error, penalty, out))
         if len(tried) > 1 and error > tried[-2][0]:
             break  # the error has one valley
     _, penalty, out = min(tried, key=lambda item: item[0])
-    W, b = total.solve(penalty)
+    W, b = solver.solve(penalty)
+    W = X.T @ W if fewer else W
     like = probe.Fit(np.ascontiguousarray(W.T), b.astype(np.float64), 1.0, 0.0, 0.0, 0, True)
     weight, bias = probe.fold_back(like, standard)
     return Ridge(weight, bias, out, penalty)
 
 
-def _folds(fold: NDArray[np.int64]) -> range:
-    return range(int(fold.max()) + 1)
+class _Rows:
+    """By an equation for each row: ``W = Xᵀ A``."""
+
+    def __init__(self, X: F32, Y: F32, weight: F64, fold: NDArray[np.int64]) -> None:
+        self.seen: F32 = X @ X.T
+        self._Y, self._weight, self._fold = Y, weight.astype(np.float32), fold
+
+    def solve(self, penalty: float, left_out: int | None = None) -> tuple[F32, F32]:
+        """A (N, K), zero for the fold *left_out*, and b (K,) for *penalty* a unit of weight."""
+        rows = np.flatnonzero(self._fold != (-1 if left_out is None else left_out))
+        weight, Y = self._weight[rows], self._Y[rows]
+        total, root = weight.sum(), np.sqrt(weight)[:, None]
+        gram, share = self.seen[np.ix_(rows, rows)], weight / weight.sum()
+        means, y = gram @ share, share @ Y
+        centred = gram - means[:, None] - means + share @ means
+        centred *= root * root.T
+        centred[np.diag_indices(len(rows))] += np.float32(penalty * total)
+        inner = root * _solve(centred, root * (Y - y))
+        inner -= share[:, None] * inner.sum(0)
+        A = np.zeros_like(self._Y)
+        A[rows] = inner
+        return A, y - means @ inner
+
+
+class _Columns:
+    """By an equation for each column."""
+
+    def __init__(self, X: F32, Y: F32, weight: F64, fold: NDArray[np.int64]) -> None:
+        self.seen = X
+        folds = [fold == k for k in range(int(fold.max()) + 1)]
+        self._parts = [_Sums.of(X[rows], Y[rows], weight[rows]) for rows in folds]
+        self._total = sum(self._parts[1:], self._parts[0])
+
+    def solve(self, penalty: float, left_out: int | None = None) -> tuple[F32, F32]:
+        """W (F, K) and b (K,) for *penalty* a unit of weight."""
+        sums = self._total if left_out is None else self._total - self._parts[left_out]
+        weight = np.float32(sums.weight)
+        x, y = sums.x / weight, sums.y / weight
+        A = sums.xx - weight * np.outer(x, x)
+        A[np.diag_indices(len(A))] += np.float32(penalty * sums.weight)
+        W = _solve(A, sums.xy - weight * np.outer(x, y))
+        return W, y - x @ W
+
+
+def _solve(A: NDArray[Any], right: NDArray[Any]) -> Any:
+    """Solve for *right*; *A* is used up."""
+    return cho_solve(cho_factor(A, overwrite_a=True, check_finite=False), right)
 
 
 @dataclass(frozen=True)
@@ -110,12 +157,3 @@ class _Sums:
             self.weight - other.weight, self.x - other.x, self.y - other.y,
             self.xx - other.xx, self.xy - other.xy,
         )  # fmt: skip
-
-    def solve(self, penalty: float) -> tuple[F32, F32]:
-        """W (F, K) and b (K,) for *penalty* a unit of weight."""
-        x, y = self.x / self.weight, self.y / self.weight
-        A = self.xx - np.float32(self.weight) * np.outer(x, x)
-        A[np.diag_indices(len(A))] += np.float32(penalty * self.weight)
-        right = self.xy - np.float32(self.weight) * np.outer(x, y)
-        W = cho_solve(cho_factor(A, overwrite_a=True, check_finite=False), right)
-        return W, y - x @ W

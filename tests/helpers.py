@@ -1,0 +1,107 @@
+"""What tests of the command line share: small data, and spin in this process or one of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import spin_cli.cli
+from spin_cli.cli import terminal
+
+ENV = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
+SPIN = [sys.executable, "-m", "spin_cli"]
+MODEL = "bundled:minilm"
+GOOD = ("great", "lovely", "superb", "delightful", "wonderful")
+BAD = ("awful", "dreadful", "boring", "terrible", "horrid")
+THINGS = ("film", "meal", "book", "song", "hotel", "trip")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a call of spin."""
+
+    code: int
+    out: str
+    err: str
+
+
+Spin = Callable[..., Result]
+
+
+def sentences() -> list[tuple[str, str]]:
+    """60 different sentences with their labels, 30 of each class, shuffled."""
+    rows = [
+        (f"The {thing} was {word} today.", label)
+        for thing in THINGS
+        for words, label in ((GOOD, "good"), (BAD, "bad"))
+        for word in words
+    ]
+    random.Random(1).shuffle(rows)
+    return rows
+
+
+def write_csv(path: Path, rows, header=("text", "label")) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def write_data(folder: Path) -> Path:
+    """60 train, 20 val and 20 test rows as CSV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = sentences()
+    more = [(f"I think that {text[0].lower()}{text[1:]}", label) for text, label in rows]
+    write_csv(folder / "train.csv", rows)
+    write_csv(folder / "val.csv", more[:20])
+    write_csv(folder / "test.csv", more[20:40])
+    return folder
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def spin_process(*args, **options) -> Result:
+    """Run spin in a process of its own."""
+    done = subprocess.run(
+        [*SPIN, *map(str, args)], env=ENV, capture_output=True, text=True, timeout=120, **options
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def interruptible(command: list[str], **options) -> subprocess.Popen:
+    """Start a process that heeds SIGINT.
+
+    One started by a shell's ``&`` ignores it, and so do its children: with `make test &` an
+    interrupted spin would go on to its end, as it should, and the test of it would fail.
+    """
+    return subprocess.Popen(
+        command, env=ENV, text=True, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
+    )  # fmt: skip
+
+
+def run_here(patch: pytest.MonkeyPatch, *args, stdin: bytes = b"") -> int:
+    """Run spin in this process, for speed: no second import of torch."""
+    patch.setattr(sys, "argv", ["spin", *map(str, args)])
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
+    try:
+        return spin_cli.cli.run()
+    finally:
+        terminal.verbosity = 0
+        for number, handler in kept.items():
+            signal.signal(number, handler)
