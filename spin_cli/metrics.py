@@ -172,6 +172,29 @@ def best_threshold(y: Codes, probs: Probs) -> float:
     return float(grid[int(np.argmax(smooth))])
 
 
+def tuned_threshold(metric: Metric, y: Codes, probs: Probs) -> Threshold:
+    """The threshold by which *metric* decides, tuned on these rows.
+
+    For macro-F1 of two classes or of labels the best one; else one half for every label, or none.
+    """
+    if y.ndim == 2 and metric is not Metric.MACRO_F1:
+        return np.full(y.shape[1], label_metrics.HALF)
+    if y.ndim == 2:
+        return label_metrics.best_thresholds(y, probs)
+    tuned = metric is Metric.MACRO_F1 and probs.shape[1] == 2
+    return best_threshold(y, probs) if tuned else None
+
+
+def score_at(metric: Metric, y: Codes, probs: Probs, threshold: Threshold) -> float:
+    """*metric*, higher is better, of the answers that a threshold decides, where it is of these."""
+    if metric is Metric.ACCURACY:
+        return accuracy(y, decide(probs, threshold))
+    if metric is not Metric.MACRO_F1:
+        return score_function(metric)(y, probs)
+    said = decide(probs, threshold)
+    return label_metrics.macro_f1(y, said) if y.ndim == 2 else macro_f1(y, said, probs.shape[1])
+
+
 def evaluate(
     y: Codes, probs: Probs, classes: Sequence[str], threshold: Threshold = None
 ) -> dict[str, Any]:

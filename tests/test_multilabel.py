@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sklearn import metrics as reference
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from spin_cli import Classifier, label_metrics, metrics, probe
+from spin_cli import Classifier, artifacts, label_metrics, metrics, probe, verification
 from spin_cli.config import Calibration, DataConfig, Metric, SelectConfig, Solver
 from spin_cli.dataset import read_rows, scan
 from spin_cli.dataset.labels import LabelError, parse_labels
@@ -423,6 +424,70 @@ def test_the_report_tells_of_every_label(run, spin):
     for part in ("activations", "selection", "head"):
         assert "any number" in spin("inspect", run / part).out
     assert spin("verify", run, "--rows", "2").code == 0
+
+
+def test_the_page_of_a_run_counts_every_label(run, tmp_path):
+    """Against plain loops over the answers, which are those that train measured."""
+    pytest.importorskip("matplotlib")
+    from spin_cli import reports
+    from spin_cli.config import ReportConfig
+    from spin_cli.reports import labels, sources
+
+    summary = reports.report(run, tmp_path / "page.html", ReportConfig(use_model=False))
+    assert {"confusion", "strays", "reliability", "margins", "neurons"} <= set(summary["figures"])
+    assert "McNemar's test" in {item["what"] for item in summary["left_out"]}
+    shown = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "By label" in shown and "all labels right" in shown and "no label" in shown
+    found = sources.read_run(run)
+    known = json.loads((run / "head" / "metrics.json").read_text())["spin"]["test"]
+    assert (found.answers.predicted == found.answers.codes).all(1).mean() == known["accuracy"]
+    probs = np.random.default_rng(0).random(found.answers.probs.shape)  # these heads make no errors
+    answers = replace(found.answers, probs=probs, predicted=found.head.decide(probs))
+    vars(found)["answers"] = answers
+    true, given = answers.codes, answers.predicted
+    table, strays = labels.counts(found), labels.strays(found)
+    pairs = list(zip(true.tolist(), given.tolist(), strict=True))
+    for k in range(len(table)):
+        for truth, answer in np.ndindex(2, 2):
+            assert table[k, truth, answer] == sum((t[k], g[k]) == (truth, answer) for t, g in pairs)
+        for j in range(len(table)):
+            wrong = [t[k] and (g[j] > t[j] if j != k else not g[j]) for t, g in pairs]
+            assert strays[k, j] == sum(wrong)
+    errors = labels.worst_mistakes(found)
+    assert len(errors) == labels.MOST_ERRORS
+    assert [e.prob for e in errors] == sorted((e.prob for e in errors), reverse=True)
+    stated = np.where(given == 1, probs, 1 - probs)
+    assert errors[0].prob == stated[true != given].max()
+    for error in errors:
+        given_wrongly = not error.answer.startswith("not ")
+        assert (error.answer.removeprefix("not ") in error.truth.split(", ")) != given_wrongly
+
+
+def test_neurons_of_labels_are_ablated_at_the_heads_own_thresholds(run, spin):
+    done = spin("ablate", run, "--eta", "0.9", "--draws", "1", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    known = json.loads((run / "head" / "metrics.json").read_text())["spin"]["test"]
+    assert found["metric"] == "macro-f1"
+    assert found["head"]["all"] == pytest.approx(known["macro_f1"])
+    assert found["head"]["none"] < found["head"]["all"]
+    assert found["refit"]["points"][0]["kept"] > found["refit"]["none"]
+
+
+def test_a_head_of_labels_is_scored_again(run, tmp_path):
+    checks = {check.what: check for check in verification.verify(run / "head")}
+    assert checks["recomputed test scores"].ok
+    assert "micro_f1" in checks["recomputed test scores"].found
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    report = json.loads((copy / "head" / "metrics.json").read_text())
+    report["spin"]["test"]["micro_f1"] += 0.01
+    artifacts.write_json(copy / "head" / "metrics.json", report)
+    old = json.loads((copy / "head" / "manifest.json").read_text())
+    content = {key: old[key] for key in ("request", "parent", "classes", "multi_label")}
+    artifacts.write_manifest(copy / "head", "head", content)
+    checks = {check.what: check for check in verification.verify(copy / "head")}
+    assert checks["recomputed test scores"].ok is False
 
 
 def test_predictions_are_lists_in_every_format(run, spin, tmp_path):

@@ -27,8 +27,8 @@ from spin_cli.config import (
     Site,
     TrainConfig,
 )
-from spin_cli.errors import ArtifactError, ModelError, UsageError
-from spin_cli.head import CONFIG, METRICS
+from spin_cli.errors import ArtifactError, ModelError
+from spin_cli.head import METRICS
 from spin_cli.reports import drawing, model, neurons, sources, stage
 
 pytest.importorskip("matplotlib")
@@ -303,18 +303,6 @@ def test_what_is_in_the_way_is_refused(run, tmp_path):
         reports.report(run, tmp_path, NO_MODEL, force=True)
     with pytest.raises(ArtifactError, match="no such folder"):
         reports.report(tmp_path / "none", tmp_path / "other.html", NO_MODEL)
-
-
-def test_a_head_of_several_labels_is_refused(run, tmp_path):
-    folder = tmp_path / "head"
-    shutil.copytree(run / "head", folder)
-    config = artifacts.read_json(folder / CONFIG)
-    manifest = artifacts.read_json(folder / artifacts.MANIFEST)
-    artifacts.write_json(folder / CONFIG, config | {"multi_label": True})
-    content = {k: manifest[k] for k in ("request", "parent", "classes")}
-    artifacts.write_manifest(folder, "head", content)
-    with pytest.raises(UsageError, match="several labels"):
-        sources.read_run(folder)
 
 
 def test_metrics_of_another_program_are_refused(run, tmp_path):

@@ -61,12 +61,11 @@ def find_costs(run: Run, sizes: Sizes) -> Costs:
     everything = sizes.used
     needed = sizes.up_to(run.activations().manifest["layers"], _position(run, chosen["layer"]))
     fitting = 4 * rows * sum(feature.width for feature in run.features) * PASSES
-    outputs = 1 if len(run.classes) == 2 else len(run.classes)
     head = run.head
     own = head.weight.size + head.bias.size
     if head.hidden is not None:
         own += head.hidden[0].size + head.hidden[1].size
-    linear = outputs * (_last_width(run) + 1)
+    linear = head.outputs * (_last_width(run) + 1)
     return Costs(
         training=(
             FORWARD * everything * both,

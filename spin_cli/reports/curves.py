@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics
-from spin_cli.config import ClassWeight, Metric, Penalty, TrainConfig, worker_count
+from spin_cli.config import ClassWeight, Penalty, TrainConfig, worker_count
 from spin_cli.reports.sources import Run
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
 from spin_cli.training.search import Fitted, fit_columns
@@ -39,7 +39,7 @@ class Point:
     """The metric on val rows; the penalty was chosen on them."""
     test: float | None
     codes: NDArray[np.int64]
-    """Of test rows, or of val rows where there are none."""
+    """(n,), or (n, L), of test rows, or of val rows where there are none."""
     probs: NDArray[np.float64]
 
 
@@ -113,25 +113,12 @@ def _judge(choice: Choice, fitted: Fitted, neurons: int, inputs: Inputs, tester:
     codes, probs = inputs.codes[inputs.rows["val"]], fitted.val_probs
     test = None
     if len(inputs.rows["test"]):
-        threshold = None
-        if inputs.metric is Metric.MACRO_F1 and len(inputs.classes) == 2:
-            threshold = metrics.best_threshold(codes, probs)
+        threshold = metrics.tuned_threshold(inputs.metric, codes, probs)
         codes = inputs.codes[inputs.rows["test"]]
         probs = fitted.probabilities(tester.gather(choice))
-        test = score(inputs.metric, codes, probs, threshold)
+        test = metrics.score_at(inputs.metric, codes, probs, threshold)
     layer = inputs.layers[choice.depth]
     return Point(choice, layer, neurons, fitted.score, test, codes, probs)
-
-
-def score(
-    metric: Metric, y: NDArray[Any], probs: NDArray[np.float64], threshold: float | None
-) -> float:
-    """*metric*, by labels that a threshold decides where there is one."""
-    if metric is Metric.ACCURACY:
-        return metrics.accuracy(y, metrics.decide(probs, threshold))
-    if metric is Metric.MACRO_F1:
-        return metrics.macro_f1(y, metrics.decide(probs, threshold), probs.shape[1])
-    return metrics.score_function(metric)(y, probs)
 
 
 def _option(run: Run, name: str, default: Any) -> Any:
@@ -151,11 +138,13 @@ def _depths(layers: int, chosen: int) -> list[int]:
 def _fewer_rows(inputs: Inputs, neurons: int) -> Inputs:
     """A part of the training rows, every class in proportion, where all of them would take long."""
     rows = inputs.rows["train"]
-    outputs = 1 if len(inputs.classes) == 2 else len(inputs.classes)
-    wanted = max(FEWEST_ROWS, MOST_CELLS // max(1, neurons * outputs))
+    wanted = max(FEWEST_ROWS, MOST_CELLS // max(1, neurons * inputs.split.outputs))
     if len(rows) <= wanted:
         return inputs
     rng = np.random.default_rng(0)
+    if inputs.codes.ndim == 2:
+        rows = np.sort(rng.permutation(rows)[:wanted])
+        return replace(inputs, rows=inputs.rows | {"train": rows})
     kept: list[NDArray[np.intp]] = []
     for code in np.unique(inputs.codes[rows]):
         of_class = rows[inputs.codes[rows] == code]

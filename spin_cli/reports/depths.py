@@ -16,6 +16,7 @@ from spin_cli.reports.layers import layer_axis, short
 from spin_cli.reports.model import Sizes, Speed
 from spin_cli.reports.results import metric_name
 from spin_cli.reports.sources import Run
+from spin_cli.training.label_decisions import logits
 
 MOST_DEPTHS = 6
 
@@ -38,13 +39,13 @@ def _point_rows(points: Sequence[Point]) -> list[list[Any]]:
 POINT_COLUMNS = ("up to layer", "eta", "neurons", "val", "test")
 
 
-def _how(curves: Curves) -> str:
-    if curves.rows == curves.rows_there:
-        return "A linear head was fitted for each point."
-    return (
-        f"A linear head was fitted for each point, on {curves.rows:,} of {curves.rows_there:,}"
-        " training rows to save time."
-    )
+def _how(run: Run, curves: Curves) -> str:
+    few = curves.rows < curves.rows_there
+    part = f", on {curves.rows:,} of {curves.rows_there:,} training rows to save time"
+    text = f"A linear head on masked neurons was fitted for each point{part if few else ''}."
+    if run.stacked:
+        text += f" The chosen head is none of these: it is a stack of {run.stacked} matrices."
+    return text
 
 
 def draw_depth(run: Run, curves: Curves, files: bool) -> Figure:
@@ -65,8 +66,8 @@ def draw_depth(run: Run, curves: Curves, files: bool) -> Figure:
         "depth", paint, title=f"{name} against depth", files=files,
         table=Table(POINT_COLUMNS, _point_rows(points)),
         caption=(
-            f"Heads on the masked neurons of layers 0 to k, all else as chosen. {_how(curves)} The"
-            " test rows are shown, not chosen by."
+            f"Heads on the masked neurons of layers 0 to k, all else as chosen. {_how(run, curves)}"
+            " The test rows are shown, not chosen by."
         ),
         alt=_ends("by depth", points),
     )  # fmt: skip
@@ -148,7 +149,7 @@ def draw_eta(run: Run, curves: Curves, files: bool) -> Figure:
         table=Table(POINT_COLUMNS, _point_rows(points)),
         caption=(
             f"Heads of the chosen depth. The largest reads {everything:,} of {offered:,} neurons;"
-            f" the others have a weight of zero in their layer's probe. {_how(curves)}"
+            f" the others have a weight of zero in their layer's probe. {_how(run, curves)}"
         ),
         alt=_ends("by eta", points),
     )  # fmt: skip
@@ -167,11 +168,12 @@ def _offered(run: Run) -> int:
 
 def draw_margins(run: Run, curves: Curves, files: bool) -> Figure:
     """Figure 3, second half: what the integrated classifier says of each class at each depth."""
-    points = curves.by_depth
+    points, several = curves.by_depth, run.multi_label
     if len(points) > MOST_DEPTHS:
         picked = np.linspace(0, len(points) - 1, MOST_DEPTHS).round().astype(int)
         points = [points[at] for at in picked]
-    binary = len(run.classes) == 2
+    binary = several or len(run.classes) == 2
+    names = ("does not", "applies") if several else tuple(run.classes)
     values = [_margin(p, binary) for p in points]
     span = outer(values)
     columns = 2
@@ -182,21 +184,23 @@ def draw_margins(run: Run, curves: Curves, files: bool) -> Figure:
         for ax in axes[len(points) :]:
             ax.set_visible(False)
         for ax, point, value in zip(axes, points, values, strict=False):
-            groups = [value[point.codes == k] for k in (0, 1)] if binary else [value]
-            names = run.classes if binary and ax is axes[0] else ()
-            two_densities(ax, groups, names, span)
+            codes = point.codes.ravel()
+            groups = [value[codes == k] for k in (0, 1)] if binary else [value]
+            two_densities(ax, groups, names if binary and ax is axes[0] else (), span)
             ax.axvline(0, color=COLOURS["muted"], linewidth=0.8)
-            right = (value > 0) == (point.codes == 1) if binary else value > 0
+            right = (value > 0) == (codes == 1) if binary else value > 0
             ax.set_title(f"0 to {short(point.layer)}: {right.mean():.1%} right")
         canvas.supxlabel(
-            f"log odds of {run.classes[1]}" if binary else "logit of the true class, less the next",
+            f"log odds of {'a label' if several else names[1]}"
+            if binary else "logit of the true class, less the next",
             fontsize=10, color=COLOURS["muted"],
         )  # fmt: skip
 
     rows = [[p.layer, f"{_apart(p, v, binary):.4f}", f"{np.median(v):.3f}"]
             for p, v in zip(points, values, strict=True)]  # fmt: skip
     what = (
-        f"Blue: rows of {run.classes[0]}; vermilion: rows of {run.classes[1]}. "
+        "Every pair of text and label; blue: the label does not apply; vermilion: it does. "
+        if several else f"Blue: rows of {names[0]}; vermilion: rows of {names[1]}. "
         if binary else "What lies right of 0 is answered rightly. "
     )  # fmt: skip
     return draw(
@@ -214,6 +218,8 @@ def draw_margins(run: Run, curves: Curves, files: bool) -> Figure:
 
 
 def _margin(point: Point, binary: bool) -> Any:
+    if point.codes.ndim == 2:
+        return logits(point.probs).ravel()
     log_p = np.log(np.clip(point.probs, 1e-12, 1))
     if binary:
         return log_p[:, 1] - log_p[:, 0]
@@ -224,4 +230,4 @@ def _margin(point: Point, binary: bool) -> Any:
 
 
 def _apart(point: Point, value: Any, binary: bool) -> float:
-    return metrics.auroc(point.codes, value) if binary else float((value > 0).mean())
+    return metrics.auroc(point.codes.ravel(), value) if binary else float((value > 0).mean())

@@ -79,7 +79,7 @@ def _neuron(run: Run, effect: float, at: int, place: int) -> Neuron:
     feature = run.head.features[at]
     index = int(feature.neurons[place])
     values = run.matrix(feature)[:, index].astype(np.float32)
-    alone = [metrics.auroc((run.codes == k).astype(int), values) for k in range(len(run.classes))]
+    alone = [metrics.auroc(run.of_class(k).astype(int), values) for k in range(len(run.classes))]
     code = int(np.nanargmax(alone))
     return Neuron(
         feature.layer, feature.site, feature.pooling, index, effect, values, code, alone[code]
@@ -88,14 +88,14 @@ def _neuron(run: Run, effect: float, at: int, place: int) -> Neuron:
 
 def draw_neurons(run: Run, neurons: Sequence[Neuron], files: bool) -> Figure:
     """Figure 3, first half: class-conditional distributions."""
-    height = -(-len(neurons) // 2)
+    height, one = -(-len(neurons) // 2), "label" if run.multi_label else "class"
 
     def paint(canvas: Any) -> None:
         axes = canvas.subplots(height, 2, squeeze=False).ravel()
         for ax in axes[len(neurons) :]:
             ax.set_visible(False)
         for ax, neuron in zip(axes, neurons, strict=False):
-            own = run.codes == neuron.code
+            own = run.of_class(neuron.code)
             two_densities(
                 ax, [neuron.values[~own], neuron.values[own]], ["others", run.classes[neuron.code]]
             )
@@ -103,22 +103,22 @@ def draw_neurons(run: Run, neurons: Sequence[Neuron], files: bool) -> Figure:
 
     rows = [
         [n.name, run.classes[n.code], f"{n.auroc:.4f}", f"{n.effect:.4f}",
-         *_moments(n.values[run.codes == n.code]), *_moments(n.values[run.codes != n.code])]
+         *_moments(n.values[run.of_class(n.code)]), *_moments(n.values[~run.of_class(n.code)])]
         for n in neurons
     ]  # fmt: skip
     said = "; ".join(f"{n.name} for {run.classes[n.code]}, AUROC {n.auroc:.2f}" for n in neurons)
     return draw(
-        "neurons", paint, title="The most salient neurons, by class", files=files,
+        "neurons", paint, title=f"The most salient neurons, by {one}", files=files,
         height=0.2 + 1.45 * height,
         table=Table(
             ["neuron", "higher for", "AUROC", "effect of 1 sd", "mean there", "sd there",
              "mean else", "sd else"], rows,
         ),
         caption=(
-            "Distributions over all texts: vermilion, the class for which the neuron is higher;"
+            f"Distributions over all texts: vermilion, the {one} for which the neuron is higher;"
             " blue, all others. Salient: a standard deviation of it moves the head's logits most."
         ),
-        alt=f"Distributions of {len(neurons)} neurons by class: {said}.",
+        alt=f"Distributions of {len(neurons)} neurons by {one}: {said}.",
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def _examples_of(
     top = max((p.value for pieces in marked if pieces for p in pieces), default=0.0)
     return [
         Example(
-            plain(run.samples.ids[row], 60), run.classes[run.codes[row]],
+            plain(run.samples.ids[row], 60), plain(run.said(run.codes[row]), 120),
             float(neuron.values[row]), _marks(text, pieces, top),
         )
         for (text, row), pieces in zip(rows.items(), marked, strict=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from spin_cli.reports import results
+from spin_cli.reports import labels, results
 from spin_cli.reports.drawing import Figure, Table, plain
 from spin_cli.reports.neurons import Example, Neuron
 from spin_cli.reports.sources import METRIC_KEYS, Artifact, Run
@@ -55,7 +55,8 @@ def render(content: Content) -> str:
         headline=_headline(run),
         verdict=results.verdict(run),
         results=results.results_table(run),
-        per_class=results.class_table(run),
+        per_class=labels.label_table(run) if run.multi_label else results.class_table(run),
+        one="label" if run.multi_label else "class",
         facts=_facts(run),
         stages=_stages(run),
         options=_options(run),
@@ -104,14 +105,15 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
     return [
         (
             f"{scores[key]:.3f}",
-            f"{results.COLUMNS[key]} on {run.unseen}",
+            f"{results.column(run, key)} on {run.unseen}",
             f"95% interval {sure[0]:.3f} to {sure[1]:.3f}, {rows}" if sure else rows,
         ),
         (
             f"{run.head.neurons:,}",
             "neurons read",
             f"of {run.metrics['neurons_total']:,}: {plain(chosen['site'])},"
-            f" {plain(chosen['pooling'])}-pooled, eta {chosen['eta']:g}",
+            f" {plain(chosen['pooling'])}-pooled,"
+            + (f" a stack of {run.stacked} matrices" if run.stacked else f" eta {chosen['eta']:g}"),
         ),
         (
             f"{chosen['depth']} of {run.metrics['layers_total']}",
@@ -136,7 +138,12 @@ def _facts(run: Run) -> Table:
         rows.append(["adapter", "yes (PEFT)"])
     names = run.classes
     more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
-    rows.append([f"{len(names)} classes", ", ".join(names[:MOST_CLASSES]) + more])
+    kind = "labels" if run.multi_label else "classes"
+    rows.append([f"{len(names)} {kind}", ", ".join(names[:MOST_CLASSES]) + more])
+    if run.multi_label and run.extracted is not None:
+        each = run.codes.sum(1)
+        rows.append(["labels a text", f"{each.mean():.2f} on average, {int((each == 0).sum()):,}"
+                     f" texts without, at most {int(each.max())}"])  # fmt: skip
     for split, count in run.metrics["rows"].items():
         rows.append([f"{split} rows", f"{count:,}"])
     if run.extracted is not None:

@@ -23,6 +23,7 @@ NAMES = {
 COLUMNS = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
     "auroc": "AUROC",
     "log_loss": "log loss",
     "ece": "calibration error",
@@ -40,8 +41,13 @@ def results_table(run: Run) -> Table:
         if (scores := run.metrics.get(key, {}).get(_split_of(run, key))) is not None
     }
     kept = [key for key in COLUMNS if any(key in scores for scores in found.values())]
-    rows = [[name, *[_sure(scores, key) for key in kept]] for name, scores in found.items()]
-    return Table(["", *[COLUMNS[key] for key in kept]], rows)
+    rows = [[name, *[sure(scores, key) for key in kept]] for name, scores in found.items()]
+    return Table(["", *[column(run, key) for key in kept]], rows)
+
+
+def column(run: Run, key: str) -> str:
+    """A score's name; with labels a text is right when all of them are."""
+    return "all labels right" if run.multi_label and key == "accuracy" else COLUMNS[key]
 
 
 def _split_of(run: Run, key: str) -> str:
@@ -49,7 +55,8 @@ def _split_of(run: Run, key: str) -> str:
     return run.unseen if run.unseen in run.metrics.get(key, {}) else "val"
 
 
-def _sure(scores: dict[str, Any], key: str) -> str:
+def sure(scores: dict[str, Any], key: str) -> str:
+    """A score with its interval, where it has them."""
     if key not in scores:
         return "–"
     text = f"{scores[key]:.3f}"
@@ -67,7 +74,7 @@ def draw_results(run: Run, files: bool) -> Figure:
         for rival, name in NAMES.items()
         if key in (scores := run.metrics.get(rival, {}).get(_split_of(run, rival), {}))
     ]
-    label = COLUMNS[key]
+    label = column(run, key)
     sure = any(interval for _, _, interval in found)
 
     def paint(canvas: Any) -> None:
@@ -109,6 +116,9 @@ def verdict(run: Run) -> str | None:
     if found is None:
         return None
     key = "macro_f1" if run.metrics["metric"] == "macro-f1" else "accuracy"
+    # With labels a difference is tested by a paired bootstrap of the very score.
+    p = found["mcnemar_p"] if not run.multi_label else found["difference"][key]["p"]
+    test = "paired bootstrap" if run.multi_label else "McNemar"
     value, (low, high) = found["difference"][key]["value"], found["difference"][key]["interval"]
     rival = NAMES.get(found["against"], found["against"])
     if low > 0:
@@ -119,8 +129,8 @@ def verdict(run: Run) -> str | None:
         says = f"SPIN's head and the {rival} cannot be told apart on so many rows"
     return (
         (
-            f"{says}: {COLUMNS[key]} {value:+.3f} (95% interval {low:+.3f} to {high:+.3f},"
-            f" McNemar's p {found['mcnemar_p']:.2g}). The {rival} was the best of the others on"
+            f"{says}: {column(run, key)} {value:+.3f} (95% interval {low:+.3f} to {high:+.3f},"
+            f" {test}'s p {p:.2g}). The {rival} was the best of the others on"
             " val."
         )
         .replace("the TF-IDF", "TF-IDF")
@@ -130,16 +140,23 @@ def verdict(run: Run) -> str | None:
 
 def class_table(run: Run) -> Table:
     """Precision, recall and F1 of each class, or of the most frequent."""
-    scores = run.metrics["spin"][run.unseen]["per_class"]
-    shown = dict(zip(run.head.classes, run.classes, strict=True))
-    listed = [(shown[name], of_class) for name, of_class in scores.items() if name in shown]
-    if len(listed) > MOST_CLASSES:
-        listed = sorted(listed, key=lambda pair: -pair[1]["rows"])[:MOST_CLASSES]
     keys = ("precision", "recall", "f1")
     return Table(
         ["class", "precision", "recall", "F1", "rows"],
-        [[name, *[f"{c[key]:.3f}" for key in keys], c["rows"]] for name, c in listed],
+        [
+            [run.classes[k], *[f"{c[key]:.3f}" for key in keys], c["rows"]]
+            for k, c in class_scores(run)
+        ],
     )
+
+
+def class_scores(run: Run) -> list[tuple[int, dict[str, Any]]]:
+    """Number and scores of each class or label; of many only the most frequent."""
+    scores = run.metrics["spin"][run.unseen]["per_class"]
+    listed = [(code, scores[name]) for code, name in enumerate(run.head.classes)]
+    if len(listed) > MOST_CLASSES:
+        listed = sorted(listed, key=lambda pair: -pair[1]["rows"])[:MOST_CLASSES]
+    return listed
 
 
 def draw_confusion(run: Run, files: bool) -> Figure:
@@ -188,10 +205,16 @@ def draw_confusion(run: Run, files: bool) -> Figure:
 
 
 def draw_reliability(run: Run, files: bool) -> Figure:
-    """Stated against actual share of right answers."""
+    """Stated against actual share of right answers; with labels, of those that apply."""
     answers = run.answers
-    stated = answers.probs[np.arange(len(answers.rows)), answers.predicted]
-    bins = reliability(answers.predicted == answers.codes, stated)["bins"]
+    if run.multi_label:
+        right, stated = answers.codes.ravel() == 1, answers.probs.ravel()
+        actual, of = "share that applies", "of a label"
+    else:
+        right = answers.predicted == answers.codes
+        stated = answers.probs[np.arange(len(answers.rows)), answers.predicted]
+        actual, of = "share right", "of the answer"
+    bins = reliability(right, stated)["bins"]
     error = metrics.calibration_error(answers.codes, answers.probs)
     x, y = [b["stated"] for b in bins], [b["accuracy"] for b in bins]
 
@@ -205,10 +228,10 @@ def draw_reliability(run: Run, files: bool) -> Figure:
         upper.plot(x, y, "o-", color=COLOURS["one"])
         low = max(0.0, min([*x, *y]) - 0.1)
         upper.set(xlim=(low, 1.01), ylim=(max(0.0, min(y) - 0.2), 1.02))
-        upper.set_ylabel("share right")
+        upper.set_ylabel(actual)
         lower.bar(x, [b["rows"] for b in bins], width=0.035, color=COLOURS["muted"])
-        lower.set_ylabel("rows")
-        lower.set_xlabel("stated probability of the answer")
+        lower.set_ylabel("pairs" if run.multi_label else "rows")
+        lower.set_xlabel(f"stated probability {of}")
 
     rows = [[f"{b['from']:.1f} to {b['to']:.1f}", b["rows"], f"{b['stated']:.3f}",
              f"{b['accuracy']:.3f}"] for b in bins]  # fmt: skip
@@ -217,11 +240,13 @@ def draw_reliability(run: Run, files: bool) -> Figure:
         table=Table(["probability", "rows", "stated", "right"], rows),
         caption=(
             f"On the dashed line probabilities are what they say ({answers.split} rows, bars:"
-            f" exact 95% intervals). Expected calibration error {error:.3f}."
+            f" exact 95% intervals). Expected calibration error {error:.3f}"
+            + (", the mean of the labels'. Every pair of text and label counts once."
+               if run.multi_label else ".")
         ),
         alt=(
-            f"Reliability diagram: stated probabilities from {min(x):.2f} to {max(x):.2f}, shares"
-            f" of right answers from {min(y):.2f} to {max(y):.2f}; calibration error"
+            f"Reliability diagram: stated probabilities {of} from {min(x):.2f} to {max(x):.2f},"
+            f" {actual} from {min(y):.2f} to {max(y):.2f}; calibration error"
             f" {error:.3f}."
         ),
     )  # fmt: skip
@@ -262,7 +287,7 @@ def check_answers(run: Run) -> None:
     """Raise `LeftOut` unless the answers' accuracy is the one that `train` measured."""
     answers = run.answers
     known = run.metrics["spin"].get(answers.split)
-    ours = float((answers.predicted == answers.codes).mean())
+    ours = metrics.accuracy(answers.codes, answers.predicted)
     if known is not None and abs(known["accuracy"] - ours) > 0.02:
         raise LeftOut(
             f"the head's {answers.split} accuracy on the stored activations is {ours:.3f}, its"

@@ -16,8 +16,8 @@ from spin_cli import activations, artifacts
 from spin_cli.activations import Feature, Samples
 from spin_cli.config import DataConfig, Metric, Pooling, StorageDtype, from_plain
 from spin_cli.dataset import reread
-from spin_cli.errors import ArtifactError, SpinError, UsageError
-from spin_cli.head import CONFIG, METRICS, Head, HeadFeature, load_head
+from spin_cli.errors import ArtifactError, SpinError
+from spin_cli.head import METRICS, Head, HeadFeature, load_head
 from spin_cli.reports.drawing import plain
 from spin_cli.selection import SCORES
 from spin_cli.training.table import Choice
@@ -64,6 +64,7 @@ class Answers:
     split: str
     rows: NDArray[np.intp]
     codes: NDArray[np.int64]
+    """(n,) class of each row; with labels (n, L), 1 where one applies. ``predicted`` likewise."""
     probs: NDArray[np.float64]
     predicted: NDArray[np.int64]
 
@@ -84,6 +85,11 @@ class Run:
         return [plain(name, 60) for name in self.head.classes]
 
     @property
+    def multi_label(self) -> bool:
+        """Whether a text may have any number of the classes."""
+        return self.head.multi_label
+
+    @property
     def metric(self) -> Metric:
         """What everything was chosen by."""
         return Metric(self.metrics["metric"])
@@ -99,6 +105,11 @@ class Run:
         chosen = self.metrics["chosen"]
         poolings = tuple(Pooling(name) for name in chosen["pooling"].split("+"))
         return Choice(chosen["site"], poolings, float(chosen["eta"]), int(chosen["depth"]))
+
+    @property
+    def stacked(self) -> int:
+        """Matrices that a stack of classifiers reads; 0: the head is no stack."""
+        return int(self.metrics["chosen"].get("matrices", 0))
 
     def selection(self) -> Artifact:
         """The selection, or `LeftOut`."""
@@ -130,14 +141,24 @@ class Run:
 
     @cached_property
     def codes(self) -> NDArray[np.int64]:
-        """(N,) class of each row."""
-        number = {name: code for code, name in enumerate(self.head.classes)}
-        try:
-            return np.array([number[label] for label in self.samples.labels], np.int64)
-        except KeyError as error:
-            raise ArtifactError(
-                f"{self.activations().folder}: label {error} is none of the head's classes"
-            ) from error
+        """(N,) class of each row; with labels (N, L), 1 where one applies."""
+        source = self.activations()
+        if list(self.head.classes) != source.manifest["classes"]:
+            raise ArtifactError(f"{source.folder}: its classes are not those of the head")
+        _, codes = activations.read_targets(source.folder, source.manifest)
+        if (codes.ndim == 2) != self.multi_label:
+            raise ArtifactError(f"{source.folder}: of one label a text, or the head is not")
+        return codes
+
+    def of_class(self, code: int) -> NDArray[np.bool_]:
+        """(N,) rows of a class, or with a label."""
+        return np.asarray(self.codes[:, code] == 1 if self.multi_label else self.codes == code)
+
+    def said(self, codes: NDArray[np.int64]) -> str:
+        """A row's class or labels, of `codes` or of an answer, for people."""
+        if not self.multi_label:
+            return self.classes[int(codes)]
+        return ", ".join(self.head.names(codes)) or "no label"
 
     def matrix(self, feature: Feature | HeadFeature) -> NDArray[Any]:
         """All rows (N, F) of one matrix."""
@@ -203,18 +224,11 @@ def read_run(path: Path) -> Run:
     ------
     ArtifactError
         There is no head, it is damaged, or what it was made from has changed since.
-    UsageError
-        A head of a kind that the report cannot show.
     """
     folder = path if (path / artifacts.MANIFEST).is_file() else path / "head"
     if not path.exists():
         raise ArtifactError(f"{path}: no such folder", "Make it: spin run DATA -m MODEL -o RUN")
     trained = Artifact(folder, artifacts.read_manifest(folder, "head"))
-    config = artifacts.read_json(folder / CONFIG)
-    if isinstance(config, dict) and config.get("multi_label"):
-        raise UsageError(
-            f"{folder}: gives several labels to a text; a report shows heads of one label"
-        )
     chain = list(_parents(trained))
     run = Run(
         trained,
@@ -224,8 +238,10 @@ def read_run(path: Path) -> Run:
         chain[1] if len(chain) > 1 else None,
     )
     try:
-        known = run.metrics["spin"][run.unseen]["confusion"], run.metric, run.choice
-        if np.shape(known[0]) != (len(run.classes),) * 2:
+        scores, _ = run.metrics["spin"][run.unseen], (run.metric, run.choice)
+        if set(scores["per_class"]) != set(run.head.classes):
+            raise ValueError("its scores are not those of the head's classes")
+        if not run.multi_label and np.shape(scores["confusion"]) != (len(run.classes),) * 2:
             raise ValueError("its confusion matrix is not one of the head's classes")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(

@@ -18,7 +18,7 @@ from spin_cli import artifacts
 from spin_cli.backbone import Backbone
 from spin_cli.config import Progress, ReportConfig, quiet
 from spin_cli.errors import ArtifactError
-from spin_cli.reports import depths, layers, page, results
+from spin_cli.reports import depths, labels, layers, page, results
 from spin_cli.reports.costs import Costs, draw_costs, draw_trainable, find_costs
 from spin_cli.reports.curves import Curves, fit_curves
 from spin_cli.reports.drawing import Figure, check_installed
@@ -62,8 +62,6 @@ def report(
         No head, a stale or damaged artifact, or a file in the way.
     ModelError
         A library for drawing is not installed.
-    UsageError
-        A head of a kind that cannot be shown.
     """
     started = time.perf_counter()
     check_installed()
@@ -73,6 +71,8 @@ def report(
         raise ArtifactError(f"{config.figures}: is a file, where a folder was expected")
     work = _Work(run, config, progress)
     figures = work.figures()
+    if run.multi_label:
+        work.left_out += labels.LEFT_OUT
     content = page.Content(
         run=run,
         figures={figure.name: figure for figure in figures},
@@ -100,6 +100,15 @@ def report(
         "bytes": len(text.encode()),
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def _confusions(run: Run, files: bool) -> list[tuple[str, Callable[[], Figure]]]:
+    if not run.multi_label:
+        return [("confusion matrix", lambda: results.draw_confusion(run, files))]
+    return [
+        ("confusion of each label", lambda: labels.draw_confusions(run, files)),
+        ("labels that stand for others", lambda: labels.draw_strays(run, files)),
+    ]
 
 
 def _check_vacant(paths: Sequence[Path], force: bool) -> None:
@@ -163,7 +172,7 @@ class _Work:
                 ("salient neurons over layers", lambda: layers.draw_salient(run, files)),
                 ("neurons by class", lambda: draw_neurons(run, self.neurons, files)),
                 ("classifier at each depth", lambda: depths.draw_margins(run, self.curves, files)),
-                ("confusion matrix", lambda: results.draw_confusion(run, files)),
+                *_confusions(run, files),
                 ("reliability", lambda: results.draw_reliability(run, files)),
             )
         ]  # fmt: skip
@@ -221,4 +230,5 @@ class _Work:
         results.check_answers(self.run)
         if isinstance(self.run.texts, str):
             self.notes.append(f"Errors are shown without their texts: {self.run.texts}.")
-        return results.worst_mistakes(self.run)
+        worst = labels.worst_mistakes if self.run.multi_label else results.worst_mistakes
+        return worst(self.run)

@@ -8,6 +8,8 @@ removed. As many neurons of each matrix, drawn at random, tell what any neurons 
 Two ways: *refit*, where a new ridge head is fitted to what is left, so that a loss means that the
 others do not hold the information; and for a trained head *mean ablation*, where neurons are set
 to their mean over train rows and nothing is fitted again: a loss means that the head used them.
+
+Where answers depend on a threshold, it is the head's own, or of a new head the best on val rows.
 """
 
 from __future__ import annotations
@@ -306,10 +308,14 @@ def _refit(
         inputs.metric,
     )  # fmt: skip
     measured = codes[n_train + n_val :] if len(rows["test"]) else codes[n_train:]
-    by = metrics.score_function(inputs.metric)
     each = np.eye(len(inputs.classes))[searched] if searched.ndim == 1 else searched
     shares = each[:n_train].mean(0)
-    none = by(measured, np.tile(shares, (len(measured), 1)))
+
+    def by(val: NDArray[np.float64], probs: NDArray[np.float64]) -> float:
+        threshold = metrics.tuned_threshold(inputs.metric, searched[n_train:], val)
+        return metrics.score_at(inputs.metric, measured, probs, threshold)
+
+    none = by(np.tile(shares, (n_val, 1)), np.tile(shares, (len(measured), 1)))
 
     def score(columns: Columns) -> float:
         if not len(columns):
@@ -317,8 +323,8 @@ def _refit(
         values = X[:, np.sort(columns)]
         fitted = fit_columns(values[: len(searched)], split)
         if not len(rows["test"]):
-            return by(measured, fitted.val_probs)
-        return by(measured, fitted.probabilities(values[len(searched) :]))
+            return by(fitted.val_probs, fitted.val_probs)
+        return by(fitted.val_probs, fitted.probabilities(values[len(searched) :]))
 
     points = _measure(groups, score, config, step)
     whole = points[0].kept + points[0].sufficiency
@@ -353,13 +359,13 @@ def _mean_ablation(
     mean = values[:n_train].mean(0, dtype=np.float64).astype(np.float32)
     groups = _head_groups(head, values[:n_train].std(0, dtype=np.float64))
     test, y = values[n_train:], inputs.codes[measured]
-    by = metrics.score_function(inputs.metric)
 
     def score(columns: Columns) -> float:
         ablated = np.tile(mean, (len(test), 1))
         ablated[:, columns] = test[:, columns]
         blocks = np.array_split(ablated, 1 + ablated.size // HEAD_CELLS)
-        return by(y, np.vstack([head.probabilities(block) for block in blocks]))
+        probs = np.vstack([head.probabilities(block) for block in blocks])
+        return metrics.score_at(inputs.metric, y, probs, head.limits)
 
     points = _measure(groups, score, config, lambda: None)
     whole = points[0].kept + points[0].sufficiency
