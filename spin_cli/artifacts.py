@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from importlib import metadata
@@ -303,12 +303,17 @@ def publish(partial: Path, folder: Path) -> None:
 # -- manifests -------------------------------------------------------------------------------
 
 
-def write_manifest(folder: Path, kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``manifest.json``: *content*, versions, size and SHA-256 of every file, fingerprint."""
+def write_manifest(
+    folder: Path, kind: str, content: Mapping[str, Any], *, leave_out: Collection[str] = ()
+) -> dict[str, Any]:
+    """Write ``manifest.json``: *content*, versions, size and SHA-256 of every file, fingerprint.
+
+    Files named in *leave_out* are none of the artifact's.
+    """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST, LOG, LOCK)
+        if path.name not in (MANIFEST, LOG, LOCK, *leave_out)
     }
     manifest = {
         "kind": kind,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from spin_cli.config import Metric
 
@@ -64,6 +63,8 @@ def best_thresholds(Y: Indicator, P: F64) -> F64:
 
 def auroc(Y: Indicator, P: F64) -> F64:
     """Area under each label's ROC curve (L,), ties counted half; NaN where one side is empty."""
+    from scipy.stats import rankdata  # late, as in `metrics.mcnemar`
+
     positive = np.asarray(Y > 0)
     n = positive.sum(0).astype(float)
     ranks = (rankdata(P, axis=0) * positive).sum(0)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from spin_cli import label_metrics
 from spin_cli.config import Metric
@@ -237,5 +236,7 @@ def mcnemar(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
     Only rows on which one is right and the other wrong count: under the hypothesis, a fair coin.
     """
+    from scipy.stats import binomtest  # late: half a second that `predict` need not wait
+
     a, b = int((right & ~other).sum()), int((~right & other).sum())
     return float(binomtest(a, a + b).pvalue) if a + b else 1.0

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from filelock import FileLock
@@ -70,7 +71,7 @@ def head(tiny_run) -> Path:
 def spin(monkeypatch, capsys) -> Spin:
     """A function that runs spin in this process."""
 
-    def runner(*args, stdin: bytes = b"") -> Result:
+    def runner(*args, stdin: bytes | TextIO = b"") -> Result:
         capsys.readouterr()
         code = run_here(monkeypatch, *args, stdin=stdin)
         captured = capsys.readouterr()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -74,14 +75,6 @@ def json_lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def spin_process(*args, **options) -> Result:
-    """Run spin in a process of its own."""
-    done = subprocess.run(
-        [*SPIN, *map(str, args)], env=ENV, capture_output=True, text=True, timeout=120, **options
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
 def interruptible(command: list[str], **options) -> subprocess.Popen:
     """Start a process that heeds SIGINT.
 
@@ -94,10 +87,11 @@ def interruptible(command: list[str], **options) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def run_here(patch: pytest.MonkeyPatch, *args, stdin: bytes = b"") -> int:
+def run_here(patch: pytest.MonkeyPatch, *args, stdin: bytes | TextIO = b"") -> int:
     """Run spin in this process, for speed: no second import of torch."""
     patch.setattr(sys, "argv", ["spin", *map(str, args)])
-    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    made_up = isinstance(stdin, bytes)
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)) if made_up else stdin)
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGPIPE)}
     try:
         return spin_cli.cli.run()

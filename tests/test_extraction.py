@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import filecmp
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +28,6 @@ from spin_cli.backbone import gathering
 from spin_cli.backbone.batching import split
 from spin_cli.config import (
     MAX_OVERLAP,
-    DataConfig,
-    ExtractConfig,
     Long,
     ModelConfig,
     Pooling,
@@ -37,34 +38,28 @@ from spin_cli.errors import ArtifactError, ModelError, UsageError
 from spin_cli.extraction import planning
 from spin_cli.extraction.windows import settle_overflow
 from spin_cli.verification import verify
+from tests import small_windows
+from tests.helpers import write_csv
+from tests.small_windows import CONFIG
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "sample_data" / "reviews"
-CONFIG = ExtractConfig(DataConfig(), ModelConfig("bundled:minilm"), layers="0-2")
-SMALL_WINDOWS = 2**20
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A part of the sample reviews, in one file."""
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    lines = (SAMPLES / "train.csv").read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:241]))
-    return path
+    """The beginnings of 240 sample reviews, in one file."""
+    with (SAMPLES / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = [(text[:50], label) for text, label in islice(csv.reader(file), 1, 241)]
+    return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", rows)
 
 
 @pytest.fixture(scope="module")
 def straight(data, tmp_path_factory):
     """The activations of an uninterrupted run in small windows."""
     folder = tmp_path_factory.mktemp("straight") / "activations"
-    run_in_small_windows(data, folder)
+    small_windows.run(data, folder)
     return folder
-
-
-def run_in_small_windows(data, folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "WINDOW_BYTES", SMALL_WINDOWS)
-        extraction.extract(data, folder, CONFIG)
 
 
 def assert_same(one: Path, other: Path):
@@ -76,21 +71,17 @@ def assert_same(one: Path, other: Path):
 # -- kills ---------------------------------------------------------------------------------------
 
 
-def _child(data, folder):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    run_in_small_windows(data, folder)
-
-
 def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tmp_path):
-    # The server imports torch once and forks: each run is a process of its own all the same.
+    # The server loads torch and the model once and forks: each run is a process of its own all the
+    # same, and is at work at once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_extraction"])
+    context.set_forkserver_preload(["tests.forked"])
     moments, kills, last = random.Random(0), 0, 0
     folder = tmp_path / "activations"
     partial = artifacts.partial_folder(folder)
 
     def start():
-        process = context.Process(target=_child, args=(data, folder))
+        process = context.Process(target=small_windows.run_loaded, args=(data, folder))
         process.start()
         return process
 
@@ -106,7 +97,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tm
                 time.sleep(0.002)
             time.sleep(moments.uniform(0, 0.1))
         else:
-            process.join(moments.uniform(0.05, 2.0))
+            process.join(moments.uniform(0.02, 1.0))
         process.kill()
         process.join()
         if process.exitcode == 0:  # it was faster: begin anew, to be killed again
@@ -126,29 +117,66 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tm
     assert not partial.exists()
 
 
-def spin(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "spin_cli", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, check=False, **options,
-    )  # fmt: skip
+def test_a_run_broken_off_at_its_end_computes_nothing_again(data, straight, tmp_path, monkeypatch):
+    """At each change of the folder's files between the last window and the final name."""
+    folder = tmp_path / "activations"
+    partial = artifacts.partial_folder(folder)
+    steps = 0
+
+    def stepping(change):
+        def step(*args, **options):
+            nonlocal steps
+            steps -= 1
+            if steps == 0:
+                raise KeyboardInterrupt
+            return change(*args, **options)
+
+        return step
+
+    def attempt(breaking_at, *changes):
+        nonlocal steps
+        steps = breaking_at
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in changes:
+                patch.setattr(owner, name, stepping(getattr(owner, name)))
+            small_windows.run_loaded(data, folder)
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(1, (extraction.stage, "finish"))
+    windows_done = shutil.copytree(partial, tmp_path / "kept")
+    monkeypatch.setattr(extraction.stage, "compute_window", None)  # it has been done
+    for breaking_at in range(1, 100):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(windows_done, partial)
+        try:
+            attempt(breaking_at, *((Path, name) for name in ("unlink", "rename", "replace")))
+        except KeyboardInterrupt:
+            assert not folder.exists()
+            small_windows.run_loaded(data, folder)
+            assert_same(straight, folder)
+        else:
+            break
+    assert breaking_at > 8  # the log, the manifest, four notes, the lock, the final name
+    assert_same(straight, folder)
 
 
-def test_a_second_process_is_kept_out(data, tmp_path):
-    with artifacts.locked(tmp_path / "a.partial"):
+def test_a_second_process_is_kept_out(spin, data, tmp_path):
+    with artifacts.locked(tmp_path / "a.partial"):  # an open file's lock, whosever process it is
         found = spin("extract", data, "-m", "bundled:minilm", "-o", tmp_path / "a", "--layers", "0")
-    assert found.returncode == 4
-    assert "another process is writing it" in found.stderr
-    assert "Traceback" not in found.stderr
+    assert found.code == 4
+    assert "another process is writing it" in found.err
+    assert "Traceback" not in found.err
 
 
 # -- several processes -----------------------------------------------------------------------------
 
 
-def torchrun(data, folder, *options, script=None):
-    """Start two ranks; the script lets windows be small."""
+def torchrun(data, folder, *options):
+    """Start two ranks; without ``--max-restarts`` in *options*, none of them dies."""
     code = (
         "import os, sys, time; from pathlib import Path\n"
-        "from tests import test_extraction as t\n"
+        "from tests import small_windows\n"
         "data, folder, mark = map(Path, sys.argv[1:])\n"
         "if os.environ['RANK'] == '1' and not mark.exists():\n"
         "    from spin_cli.extraction import partial\n"
@@ -156,7 +184,7 @@ def torchrun(data, folder, *options, script=None):
         "    def once(self, *rest):\n"
         "        store(self, *rest); mark.write_text('died'); os.kill(os.getpid(), 9)\n"
         "    partial.Partial.store = once\n"
-        "t.run_in_small_windows(data, folder)\n"
+        "small_windows.run(data, folder)\n"
     )
     path = folder.parent / "rank.py"
     path.write_text(code)
@@ -173,6 +201,7 @@ def torchrun(data, folder, *options, script=None):
     ), mark  # fmt: skip
 
 
+@pytest.mark.slow  # the next test asks for more
 def test_two_processes_give_the_same_bytes(data, straight, tmp_path):
     done, _ = torchrun(data, tmp_path / "activations")
     assert done.returncode == 0, done.stderr
@@ -189,7 +218,6 @@ def test_a_rank_that_dies_is_restarted_and_resumes(data, straight, tmp_path):
 
 
 def test_a_missing_window_is_not_published(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "WINDOW_BYTES", SMALL_WINDOWS)
     monkeypatch.setattr(extraction.stage, "work_through", lambda *_: 0)
     with pytest.raises(ArtifactError, match="windows are missing, first rows 0 to"):
         extraction.extract(data, tmp_path / "a", CONFIG)
@@ -302,41 +330,45 @@ def test_verify_recomputes_rows_and_names_the_one_that_differs(straight, tmp_pat
     assert f"layer_01 {feature.dataset}" in checks["recomputed rows"].found
 
 
-def test_verify_on_the_command_line(straight, tmp_path):
-    assert spin("verify", straight, "--rows", "0").returncode == 0
+def test_verify_on_the_command_line(spin, straight, tmp_path):
+    assert spin("verify", straight, "--rows", "0").code == 0
     nothing = spin("verify", tmp_path / "nothing")
-    assert nothing.returncode == 4
-    assert "no such folder" in nothing.stderr
+    assert nothing.code == 4
+    assert "no such folder" in nothing.err
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in straight.iterdir():
         (broken / path.name).write_bytes(path.read_bytes()[:-1])
     found = spin("verify", broken, "--json")
-    assert found.returncode == 4
-    assert json.loads(found.stdout)["ok"] is False
-    assert "Traceback" not in found.stderr
+    assert found.code == 4
+    assert json.loads(found.out)["ok"] is False
+    assert "Traceback" not in found.err
 
 
 # -- input and estimate ----------------------------------------------------------------------------
 
 
-def test_stdin_gives_what_the_file_gives(data, tmp_path):
+def test_stdin_gives_what_the_file_gives(spin, data, tmp_path):
     arguments = ("-m", "bundled:minilm", "--layers", "0-1", "--pooling", "mean")
-    assert spin("extract", data, "-o", tmp_path / "file", *arguments).returncode == 0
-    with data.open() as pipe:
+    assert spin("extract", data, "-o", tmp_path / "file", *arguments).code == 0
+    out, into = os.pipe()
+    assert os.write(into, data.read_bytes()) == data.stat().st_size < 2**16  # a pipe holds so much
+    os.close(into)
+    with os.fdopen(out) as pipe:
         done = spin(
             "extract", "-", "-o", tmp_path / "pipe", *arguments, "--format", "csv", stdin=pipe
         )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     for name in ("layer_00.h5", "layer_01.h5", "samples.h5"):
         assert filecmp.cmp(tmp_path / "file" / name, tmp_path / "pipe" / name, shallow=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
 
 
-def test_stdin_needs_a_format(tmp_path):
-    done = spin("extract", "-", "-m", "bundled:minilm", "-o", tmp_path / "a", input="text,label\n")
-    assert done.returncode == UsageError.exit_code
-    assert "--format" in done.stderr
+def test_stdin_needs_a_format(spin, tmp_path):
+    arguments = ("extract", "-", "-m", "bundled:minilm", "-o", tmp_path / "a")
+    done = spin(*arguments, stdin=b"text,label\n")
+    assert done.code == UsageError.exit_code
+    assert "--format" in done.err
 
 
 def test_the_dry_run_foretells_disk_and_tokens(data, straight):

@@ -91,8 +91,7 @@ def test_activations(run):
 def test_selection(spin, run, tmp_path):
     out = tmp_path / "selection"
     done = spin(
-        "select", run / "activations", "-o", out, "--bootstrap", 1, "--control", "labels",
-        "--path-points", 2,
+        "select", run / "activations", "-o", out, "--bootstrap", 1, "--control", "labels"
     )  # fmt: skip
     assert done.code == 0, done.err
     words = named("selection/")

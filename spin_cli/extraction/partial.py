@@ -3,7 +3,8 @@
 Beside the layer files lie three small files of fixed size: whether each *window* of rows is done
 (one byte), tokens of each row, and overflows of each window and matrix. A window's byte is set
 after everything else of it is on the disk. So windows may be done in any order, by any number of
-processes, and a kill at any moment loses at most the windows in work.
+processes, and a kill at any moment loses at most the windows in work. When all are done, the
+manifest is written; from then on it stands for the notes, which go before the folder is renamed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from spin_cli.extraction.planning import Plan
 from spin_cli.extraction.windows import Blocks, settle_overflow, store_window, write_at
 
 REQUEST, WINDOWS, LENGTHS, OVERFLOWS = "request.json", "windows.bin", "lengths.bin", "overflows.bin"
+NOTES = (LENGTHS, WINDOWS, OVERFLOWS, REQUEST)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,15 @@ class Partial:
     folder: Path
     plan: Plan
 
+    @property
+    def whole(self) -> bool:
+        """Whether all is written, so that only the notes are to go and the final name to come."""
+        return (self.folder / artifacts.MANIFEST).exists()
+
     def pending(self) -> list[int]:
         """Numbers of the windows that are still to do."""
+        if self.whole:
+            return []
         done = self._read(WINDOWS, np.uint8, len(self.plan.windows))
         return [int(index) for index in np.flatnonzero(done == 0)]
 
@@ -72,18 +81,32 @@ class Partial:
 
     def remove_notes(self) -> None:
         """Remove what only the run itself needed."""
-        for name in (LENGTHS, REQUEST, WINDOWS, OVERFLOWS):
-            (self.folder / name).unlink()
-        for path in self.folder.glob(".*.tmp"):  # left by a kill in the middle of a note
-            path.unlink()
+        for name in NOTES:
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def request_of(folder: Path) -> dict[str, Any] | None:
+    """What the interrupted run in *folder* was asked for; None: none was begun."""
+    request: dict[str, Any] | None = None
+    if (folder / REQUEST).is_file():
+        request = artifacts.read_json(folder / REQUEST)
+    elif (folder / artifacts.MANIFEST).is_file():
+        request = artifacts.read_manifest(folder, "activations")["request"]
+    return request
 
 
 def progress_of(folder: Path) -> tuple[dict[str, Any], int, int] | None:
     """Request of the interrupted run in *folder*, its windows done and all; None: none begun."""
-    if not (folder / REQUEST).is_file() or not (folder / WINDOWS).is_file():
+    if (request := request_of(folder)) is None:
+        return None
+    if (folder / artifacts.MANIFEST).is_file():
+        rows = sum(source["rows"] for source in request["data"])
+        windows = -(-rows // request["batching"]["window_rows"])
+        return request, windows, windows
+    if not (folder / WINDOWS).is_file():
         return None
     done = np.fromfile(folder / WINDOWS, np.uint8)
-    return artifacts.read_json(folder / REQUEST), int(np.count_nonzero(done)), len(done)
+    return request, int(np.count_nonzero(done)), len(done)
 
 
 def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
@@ -97,8 +120,8 @@ def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
         Among others ``ENOSPC``: all space is claimed here.
     """
     request = artifacts.to_plain(plan.request)
-    if (folder / REQUEST).exists() and not force:
-        refuse_other(folder, request)
+    if not force and (begun := request_of(folder)) is not None:
+        refuse_other(folder, begun, request)
         return Partial(folder, plan)
     artifacts.clear(folder)
     rows = len(plan.dataset)
@@ -122,18 +145,19 @@ def join(plan: Plan, folder: Path) -> Partial:
     ArtifactError
         They are not here, so the folder is not shared; or this rank has another request.
     """
-    if not (folder / REQUEST).exists():
+    begun = request_of(folder)
+    if begun is None:
         raise ArtifactError(
             f"{folder}: the first process's files are not here",
             "All processes need one shared folder.",
         )
-    refuse_other(folder, artifacts.to_plain(plan.request))
+    refuse_other(folder, begun, artifacts.to_plain(plan.request))
     return Partial(folder, plan)
 
 
-def refuse_other(folder: Path, request: dict[str, Any]) -> None:
-    """Raise `ArtifactError` unless the run in *folder* was begun with the same *request*."""
-    if differing := artifacts.differing_fields(artifacts.read_json(folder / REQUEST), request):
+def refuse_other(folder: Path, begun: dict[str, Any], request: dict[str, Any]) -> None:
+    """Raise `ArtifactError` unless the run in *folder* was *begun* with the same *request*."""
+    if differing := artifacts.differing_fields(begun, request):
         raise ArtifactError(
             f"{folder}: begun with another {', '.join(differing[:5])}",
             "Give the options of that run to resume it, or --force to start again.",

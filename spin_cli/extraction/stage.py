@@ -25,7 +25,7 @@ from spin_cli.activations import RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
-from spin_cli.extraction.partial import Partial, join, prepare
+from spin_cli.extraction.partial import NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import compute_window, make_blocks
 from spin_cli.ranks import Ranks
@@ -148,7 +148,15 @@ def _log(
 
 
 def finish(partial: Partial, output: Path, log: dict[str, Any]) -> None:
-    """Write the samples and the manifest, and give the folder its final name.
+    """Complete the folder, unless that was done before a kill, and give it its final name."""
+    if not partial.whole:
+        complete(partial, log)
+    partial.remove_notes()
+    artifacts.publish(partial.folder, output)
+
+
+def complete(partial: Partial, log: dict[str, Any]) -> None:
+    """Write the samples, the log and at last the manifest.
 
     Raises
     ------
@@ -177,10 +185,11 @@ def finish(partial: Partial, output: Path, log: dict[str, Any]) -> None:
         n_tokens=np.abs(lengths),
         truncated=lengths < 0,
     )
-    partial.remove_notes()
-    artifacts.write_manifest(folder, "activations", _content(plan, lengths, overflows))
+    for path in folder.glob(".*.tmp"):  # left by a kill in the middle of a small file
+        path.unlink()
     artifacts.write_log(folder, log)
-    artifacts.publish(folder, output)
+    content = _content(plan, lengths, overflows)
+    artifacts.write_manifest(folder, "activations", content, leave_out=NOTES)
 
 
 def _content(
