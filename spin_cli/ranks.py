@@ -7,20 +7,19 @@ share results through files; all they ever say to each other is "I have come thi
 
 from __future__ import annotations
 
-import datetime
 import functools
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from spin_cli.errors import UsageError
 
 Item = TypeVar("Item")
-PATIENCE = datetime.timedelta(days=7)
-"""How long a rank waits for the slowest one."""
+LONGEST_PAUSE = 0.25
+"""Seconds between two looks at whether the others have come."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,11 @@ class Ranks:
         return items[bounds[0] : bounds[1]]
 
     def wait(self) -> None:
-        """Return when every rank has come here. A rank that died ends the others (by torchrun)."""
+        """Return when every rank has come here. A rank that died ends the others (by torchrun).
+
+        It looks again and again, since within the store's own wait no signal is heeded: torchrun
+        would wait half a minute for this rank to end, and then kill it.
+        """
         if self.size == 1:
             return
         # After a restart the store may still hold what the ranks before had said.
@@ -53,13 +56,20 @@ class Ranks:
         store = _store()
         if store.add(f"{meeting}/here", 1) == self.size:
             store.set(f"{meeting}/all", "yes")
-        store.wait([f"{meeting}/all"], PATIENCE)
+        _poll(lambda: store.check([f"{meeting}/all"]))
         if not self.first:
             store.add(f"{meeting}/seen", 1)
             return
         # The first rank may be the one that keeps the store: it leaves last.
-        while store.add(f"{meeting}/seen", 0) < self.size - 1:
-            time.sleep(0.01)
+        _poll(lambda: store.add(f"{meeting}/seen", 0) >= self.size - 1)
+
+
+def _poll(arrived: Callable[[], bool]) -> None:
+    """Return when *arrived* does not say no any more."""
+    pause = 0.005
+    while not arrived():
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_PAUSE)
 
 
 _meetings = itertools.count()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # one thread everywhere, what is computed here is to the byte what child processes compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.helpers import MODEL, Result, Spin, run_here, write_data
+from tests.helpers import MODEL, Result, Spin, run_here, run_quietly, write_data
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
@@ -52,12 +50,7 @@ def tiny_run(shared) -> Path:
 
     def fill(folder: Path) -> None:
         write_data(folder / "data")
-        said = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
-            code = run_here(
-                patch, "run", folder / "data", "-m", MODEL, "-o", folder / "run", "--layers", "0-2"
-            )
-        assert code == 0, said.getvalue()
+        run_quietly("run", folder / "data", "-m", MODEL, "-o", folder / "run", "--layers", "0-2")
 
     return shared("tiny", fill)
 

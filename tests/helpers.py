@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -85,6 +86,15 @@ def interruptible(command: list[str], **options) -> subprocess.Popen:
         command, env=ENV, text=True, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
     )  # fmt: skip
+
+
+def run_quietly(*args) -> str:
+    """Run spin in this process, for a fixture; what it printed. It has to end well."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        code = run_here(patch, *args)
+    assert code == 0, err.getvalue()
+    return out.getvalue()
 
 
 def run_here(patch: pytest.MonkeyPatch, *args, stdin: bytes | TextIO = b"") -> int:

@@ -28,7 +28,7 @@ from spin_cli.training import baselines, label_decisions, mlp
 from spin_cli.training.folds import fold_rows
 from spin_cli.training.label_report import paired_p
 from spin_cli.training.search import Split
-from tests.helpers import BAD, GOOD, json_lines, write_csv
+from tests.helpers import BAD, GOOD, json_lines, run_quietly, write_csv
 from tests.test_head import make_head
 
 SEVERAL = DataConfig(label_separator="|")
@@ -373,24 +373,22 @@ def tagged(words, start) -> list[tuple[str, str]]:
     return rows
 
 
-@pytest.fixture
-def run(spin, tmp_path_factory) -> Path:
-    """All stages on 80 texts, made once by the command line."""
-    folder = tmp_path_factory.getbasetemp() / "labels"
-    if not folder.exists():
-        write_csv(folder.parent / "labels-train.csv", tagged(GOOD + BAD, "I found"))
-        data = folder.parent / "labels-data"
+@pytest.fixture(scope="session")
+def run(shared) -> Path:
+    """All stages on 80 texts, made by the command line."""
+
+    def fill(folder: Path) -> None:
+        data = folder / "labels-data"
         data.mkdir()
-        (folder.parent / "labels-train.csv").rename(data / "train.csv")
-        write_csv(data / "val.csv", tagged(GOOD + BAD, "They called"))
-        write_csv(data / "test.csv", tagged(GOOD + BAD, "She thought of"))
-        done = spin(
-            "run", data, "-m", "bundled:minilm", "-o", folder, "--label-separator", "|",
+        for split, start in (("train", "I found"), ("val", "They called"), ("test", "She thought")):
+            write_csv(data / f"{split}.csv", tagged(GOOD + BAD, start))
+        printed = run_quietly(
+            "run", data, "-m", "bundled:minilm", "-o", folder / "run", "--label-separator", "|",
             "--layers", "0-2", "--site", "hidden", "--pooling", "mean",
         )  # fmt: skip
-        assert done.code == 0, done.err
-        assert "Labels on test" in done.out
-    return folder
+        assert "Labels on test" in printed
+
+    return shared("labels", fill) / "run"
 
 
 def test_samples_hold_names_and_an_indicator(run):

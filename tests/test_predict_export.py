@@ -58,11 +58,12 @@ def test_the_program_alone_answers_as_predict(spin, head, tmp_path):
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("bert", ["layer_01", "layer_02"]),
+        # MiniLM above is a BERT
+        pytest.param("bert", ["layer_01", "layer_02"], marks=pytest.mark.slow),
         ("gpt2", ["layer_00", "layer_02"]),
         ("llama", ["layer_02"]),
-        ("gemma3", ["layer_03"]),
-        ("t5", ["encoder_01"]),
+        pytest.param("gemma3", ["layer_03"], marks=pytest.mark.slow),
+        pytest.param("t5", ["encoder_01"], marks=pytest.mark.slow),
         ("t5", ["encoder_02", "decoder_01"]),
     ],
 )

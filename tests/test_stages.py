@@ -37,14 +37,19 @@ SAMPLES = Path(__file__).parents[1] / "sample_data"
 CONFIG = ExtractConfig(DataConfig(), ModelConfig("bundled:minilm"), layers="0-2")
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A part of the sample reviews."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, rows in (("train", 160), ("val", 60), ("test", 60)):
-        lines = (SAMPLES / "reviews" / f"{name}.csv").read_text().splitlines(keepends=True)
-        (folder / f"{name}.csv").write_text("".join(lines[: rows + 1]))
+def cut(source, folder, train, others, step=1):
+    """The first rows of each split of the sample data, or every second one."""
+    folder.mkdir(exist_ok=True)
+    for name, rows in (("train", train), ("val", others), ("test", others)):
+        lines = (SAMPLES / source / f"{name}.csv").read_text().splitlines(keepends=True)
+        (folder / f"{name}.csv").write_text("".join([lines[0], *lines[1::step][:rows]]))
     return folder
+
+
+@pytest.fixture(scope="session")
+def data(shared):
+    """A part of the sample reviews."""
+    return shared("stages-data", lambda folder: cut("reviews", folder, 160, 60))
 
 
 def all_stages(data, folder, config=CONFIG):
@@ -55,9 +60,9 @@ def all_stages(data, folder, config=CONFIG):
 
 
 @pytest.fixture(scope="session")
-def whole(data, tmp_path_factory):
+def whole(data, shared):
     """All three stages, uninterrupted."""
-    return all_stages(data, tmp_path_factory.mktemp("run"))
+    return shared("stages", lambda folder: all_stages(data, folder))
 
 
 def assert_same(one: Path, other: Path):
@@ -204,7 +209,7 @@ def test_with_float16_storage_predict_differs_by_rounding_alone(data, whole):
 
 def test_more_than_two_classes(tmp_path):
     config = replace(CONFIG, layers="3-4", sites=(Site.HIDDEN,), poolings=(Pooling.MEAN,))
-    run = all_stages(SAMPLES / "requests", tmp_path / "run", config)
+    run = all_stages(cut("requests", tmp_path / "data", 240, 60, step=2), tmp_path / "run", config)
     report = json.loads((run / "head" / "metrics.json").read_text())
     classes = artifacts.read_manifest(run / "head", "head")["classes"]
     assert len(classes) == 7 and report["metric"] == "macro-f1"
