@@ -70,6 +70,22 @@ def test_ties_go_to_the_shallowest_then_the_smallest_head():
     assert best_of([best, *others, clearly], y, Metric.ACCURACY) is clearly
 
 
+def test_a_head_that_beats_a_tied_one_is_tied_too():
+    y = np.zeros(400, np.int64)
+
+    def with_wrong(rows, depth, neurons=10):
+        probs = np.tile([0.9, 0.1], (400, 1))
+        probs[rows] = [0.1, 0.9]
+        return judged(probs, depth, neurons)
+
+    best = with_wrong(np.arange(100), 6)
+    twin = with_wrong(np.arange(103), 3)  # 3 rows worse, and that is sure: 1.7 standard errors
+    other = with_wrong(np.arange(15, 119), 5)  # 4 rows worse, but 34 differ: 0.7 standard errors
+    assert best_of([best, twin], y, Metric.ACCURACY) is best
+    assert best_of([best, other], y, Metric.ACCURACY) is other
+    assert best_of([best, twin, other], y, Metric.ACCURACY) is twin
+
+
 def test_the_frontier_keeps_what_nothing_beats():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 300)

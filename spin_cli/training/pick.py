@@ -95,22 +95,32 @@ def best_of(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> J
     Scores within one standard error of the highest are ties: of a hundred candidates the highest
     is mostly lucky. Among these the log loss decides, which is far less noisy; and where that too
     is within one standard error of the lowest, the shallowest head wins, then the smallest. Both
-    errors are those of the *difference* from the best, over the same rows.
+    errors are those of the *difference* from the best, over the same rows; so whatever is no worse
+    than a tied head is tied too, though it be so much like the best that the difference is sure.
     """
-    tied = _near(judged, y, metric)
+    scores = [score(metric, y, item.probs) for item in judged]
+    tied = _no_worse(judged, scores, _errors(judged, scores, y, metric))
     losses = [metrics.row_losses(y, item.probs) for item in tied]
     lowest = min(losses, key=lambda rows: float(rows.mean()))
-    equal = [
-        (float(rows.mean()), item)
-        for rows, item in zip(losses, tied, strict=True)
-        if float((rows - lowest).mean()) <= float((rows - lowest).std()) / len(y) ** 0.5
-    ]
-    return min(equal, key=lambda pair: (pair[1].depth, pair[1].neurons, pair[0]))[1]
+    means = [-float(rows.mean()) for rows in losses]
+    equal = _no_worse(tied, means, [float((r - lowest).std()) / len(y) ** 0.5 for r in losses])
+    return min(equal, key=lambda item: (item.depth, item.neurons, metrics.log_loss(y, item.probs)))
 
 
-def _near(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> list[Judged]:
-    """Those whose score is within one bootstrap standard error of the highest."""
-    scores = [score(metric, y, item.probs) for item in judged]
+def _no_worse(
+    judged: Sequence[Judged], scores: Sequence[float], errors: Sequence[float]
+) -> list[Judged]:
+    """Those that score at least as high as some head within its *error* of the highest."""
+    top = max(scores)
+    tied = (s for s, e in zip(scores, errors, strict=True) if s == top or top - s <= e)
+    least = min(tied)
+    return [item for item, s in zip(judged, scores, strict=True) if s >= least]
+
+
+def _errors(
+    judged: Sequence[Judged], scores: Sequence[float], y: NDArray[np.int64], metric: Metric
+) -> list[float]:
+    """Bootstrap standard errors of the differences from the highest score."""
     top = int(np.argmax(scores))
     samples = metrics.resamples(len(y), RESAMPLES)
     n_classes = judged[top].probs.shape[1]
@@ -136,12 +146,7 @@ def _near(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> lis
         return np.array([metrics.macro_f1(y[rows], predicted[rows], n_classes) for rows in samples])
 
     best = again(judged[top])
-    near = []
-    for item, value in zip(judged, scores, strict=True):
-        error = float(np.nanstd(best - again(item)))
-        if scores[top] - value <= error:
-            near.append(item)
-    return near
+    return [float(np.nanstd(best - again(item))) for item in judged]
 
 
 def frontier(judged: Sequence[Judged], y: NDArray[np.int64]) -> list[Judged]:
