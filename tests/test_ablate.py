@@ -112,7 +112,7 @@ def test_mean_ablation_is_that_of_a_plain_loop(tiny_run):
         ]
     ).astype(np.float64)
     train, test = samples.rows("train"), samples.rows("test")
-    y = (samples.labels[test] == head.classes[1]).astype(int)
+    y, tested = (samples.labels[test] == head.classes[1]).astype(int), X[test]
     counted = (head.weight[0] * X[train].std(0)) ** 2
     order = np.argsort(-counted)
     shares = np.cumsum(counted[order]) / counted.sum()
@@ -120,7 +120,7 @@ def test_mean_ablation_is_that_of_a_plain_loop(tiny_run):
     for name, left in (("kept", top), ("removed", np.setdiff1d(np.arange(X.shape[1]), top))):
         values = np.tile(X[train].mean(0), (len(test), 1))
         for j in left:
-            values[:, j] = X[test][:, j]
+            values[:, j] = tested[:, j]
         expected = metrics.accuracy(y, (head.probabilities(values)[:, 1] > 0.5).astype(int))
         assert found["head"]["points"][0][name] == pytest.approx(expected)
     if head.threshold is None:
