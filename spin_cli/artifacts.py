@@ -156,12 +156,41 @@ def json_text(value: Any) -> str:
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
+class Fields(dict[str, Any]):
+    """A JSON object of a file: to ask for a field that is not there is an `ArtifactError`."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, place: str) -> None:
+        super().__init__(values)
+        self.path, self.place = path, place
+
+    def __missing__(self, key: str) -> Any:
+        raise ArtifactError(
+            f"{self.path}: the field '{self.place}{key}' is missing",
+            "Make the artifact again with --force; docs/formats.md says what each file holds.",
+        )
+
+
+def _fields(value: Any, path: Path, place: str = "") -> Any:
+    if isinstance(value, dict):
+        inside = {key: _fields(item, path, f"{place}{key}.") for key, item in value.items()}
+        return Fields(inside, path, place)
+    if isinstance(value, list):
+        return [
+            _fields(item, path, f"{place.removesuffix('.')}[{at}].")
+            for at, item in enumerate(value)
+        ]
+    return value
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file of bounded size; `ArtifactError` where that fails."""
+    """Read a JSON file of bounded size; `ArtifactError` where that fails.
+
+    Its objects are `Fields`: whoever reads them need not look first whether a field is there.
+    """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ArtifactError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not written by spin")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _fields(json.loads(path.read_text(encoding="utf-8")), path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:

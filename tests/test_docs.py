@@ -106,3 +106,24 @@ def test_the_reference_is_what_make_docs_writes(tmp_path):
     )  # fmt: skip
     fresh = (tmp_path / "cli.md").read_text(encoding="utf-8")
     assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == fresh, "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("sel", ["select"]),
+        ("train --calibration ", ["none", "temperature", "per-class"]),
+        ("extract --pooling mean,m", ["mean,max"]),
+        ("extract data -m bundled:m", ["bundled:minilm"]),
+        ("ablate run --site h", ["hidden"]),
+    ],
+)
+def test_the_shell_is_offered_what_can_be_typed(typed, offered, monkeypatch, capsys):
+    words = f"spin {typed}"
+    monkeypatch.setenv("_SPIN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    with pytest.raises(SystemExit) as end:
+        app(prog_name="spin")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.split() == offered

@@ -84,7 +84,7 @@ def run() -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        return int(app(standalone_mode=True) or 0)
+        return int(app(prog_name="spin", standalone_mode=True) or 0)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except SpinError as error:

@@ -27,10 +27,20 @@ def ablate(
         Path | None, typer.Option("--head", help="A trained head [default: that of the run].")
     ] = None,
     site: Annotated[
-        str | None, typer.Option("--site", help="hidden, ffn, gate, both; default as the head.")
+        str | None,
+        typer.Option(
+            "--site",
+            help="hidden, ffn, gate, both; default as the head.",
+            autocompletion=o.offer(*SITES),
+        ),
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option("--pooling", help="As mean,max; default as the head.")
+        str | None,
+        typer.Option(
+            "--pooling",
+            help="As mean,max; default as the head.",
+            autocompletion=o.offer_list(*Pooling),
+        ),
     ] = None,
     max_layer: Annotated[
         int | None, typer.Option("--max-layer", min=0, help="Last layer; default as the head.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,14 +19,35 @@ from spin_cli.config import (
     Long,
     Metric,
     Penalty,
+    Pooling,
     Search,
     Side,
+    Site,
     StorageDtype,
 )
 
 DECISIONS = "Decisions"
 INPUT = "Input"
 MODEL = "Model"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def offer(*names: str) -> Callable[[str], list[str]]:
+    """Completion of one of *names* in the shell; other values are possible."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def offer_list(*members: Enum) -> Callable[[str], list[str]]:
+    """Completion of a list with commas between."""
+
+    def offered(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        given = before.split(",")
+        left = [str(member.value) for member in members if member.value not in given]
+        return [f"{before}{comma}{name}" for name in left if name.startswith(last)]
+
+    return offered
+
 
 Data = Annotated[
     Path,
@@ -35,9 +58,10 @@ Data = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2."
+        "--model", "-m", autocompletion=offer("bundled:minilm", "bundled:smollm2"),
+        help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2.",
     ),
-]
+]  # fmt: skip
 RunData = Annotated[
     Path,
     typer.Argument(metavar="DATA", help="A data file or folder; or a run's spin.toml."),
@@ -45,9 +69,10 @@ RunData = Annotated[
 RunModel = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2."
+        "--model", "-m", autocompletion=offer("bundled:minilm", "bundled:smollm2"),
+        help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2.",
     ),
-]
+]  # fmt: skip
 RunOutput = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder of the run [default: that of spin.toml]."),
@@ -104,8 +129,12 @@ ComputeDtype = Annotated[
     Dtype, typer.Option("--dtype", help="Number type to compute in.", rich_help_panel=MODEL)
 ]
 Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", rich_help_panel=MODEL)
-]
+    str,
+    typer.Option(
+        "--device", help="auto, cpu, cuda, cuda:1, mps …", rich_help_panel=MODEL,
+        autocompletion=offer(*DEVICES),
+    ),
+]  # fmt: skip
 RemoteCode = Annotated[
     bool,
     typer.Option(
@@ -193,12 +222,18 @@ Storage = Annotated[
         "--storage-dtype", help="Number type on the disk; default float16 where a trial fits."
     ),
 ]
-Sites = Annotated[str, typer.Option("--site", help="Where to read: hidden, ffn, gate, router.")]
+Sites = Annotated[
+    str,
+    typer.Option(
+        "--site", help="Where to read: hidden, ffn, gate, router.", autocompletion=offer_list(*Site)
+    ),
+]
 Poolings = Annotated[
     str | None,
     typer.Option(
         "--pooling",
         help="mean, max, last, first; default mean,max,last (encoders: first instead of last).",
+        autocompletion=offer_list(*Pooling),
     ),
 ]
 Layers = Annotated[str | None, typer.Option("--layers", help="As 0-12 or 0,3,6; default all.")]

@@ -58,6 +58,7 @@ def select(
         typer.Option(
             "--device",
             help="auto (CUDA where there is a GPU, else the CPU), cpu, cuda, cuda:1, mps.",
+            autocompletion=o.offer(*o.DEVICES),
         ),
     ] = SelectConfig.device,
     memory_limit: Annotated[
