@@ -61,7 +61,11 @@ def features_of(manifest: dict[str, Any]) -> tuple[Feature, ...]:
     try:
         return tuple(
             Feature(
-                f["layer"], Site(f["site"]), Pooling(f["pooling"]), int(f["width"]), f["hookpoint"]
+                str(f["layer"]),
+                Site(f["site"]),
+                Pooling(f["pooling"]),
+                int(f["width"]),
+                str(f["hookpoint"]),
             )
             for f in manifest["features"]
         )

@@ -25,6 +25,8 @@ from typing import Any
 
 from spin_cli.config import SPARSE
 from spin_cli.errors import ArtifactError
+from spin_cli.fields import check_kinds
+from spin_cli.fields import read_json as read_json
 
 try:
     import fcntl
@@ -40,7 +42,6 @@ LOCK = ".lock"
 STAGE_OF = {"activations": "extract", "selection": "select", "head": "train"}
 LIBRARIES = ("torch", "transformers", "numpy", "h5py", "safetensors", "tokenizers")
 UNFINGERPRINTED = frozenset({"path", "fingerprint", "checksum"})
-MAX_JSON_BYTES = 64 * 2**20
 
 
 def sha256_file(path: Path) -> str:
@@ -154,47 +155,6 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """How `write_json` writes *value*."""
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
-
-
-class Fields(dict[str, Any]):
-    """A JSON object of a file: to ask for a field that is not there is an `ArtifactError`."""
-
-    def __init__(self, values: Mapping[str, Any], path: Path, place: str) -> None:
-        super().__init__(values)
-        self.path, self.place = path, place
-
-    def __missing__(self, key: str) -> Any:
-        raise ArtifactError(
-            f"{self.path}: the field '{self.place}{key}' is missing",
-            "Make the artifact again with --force; docs/formats.md says what each file holds.",
-        )
-
-
-def _fields(value: Any, path: Path, place: str = "") -> Any:
-    if isinstance(value, dict):
-        inside = {key: _fields(item, path, f"{place}{key}.") for key, item in value.items()}
-        return Fields(inside, path, place)
-    if isinstance(value, list):
-        return [
-            _fields(item, path, f"{place.removesuffix('.')}[{at}].")
-            for at, item in enumerate(value)
-        ]
-    return value
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of bounded size; `ArtifactError` where that fails.
-
-    Its objects are `Fields`: whoever reads them need not look first whether a field is there.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ArtifactError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not written by spin")
-        return _fields(json.loads(path.read_text(encoding="utf-8")), path)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no such file") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error})") from error
 
 
 @contextlib.contextmanager
@@ -393,6 +353,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise ArtifactError(f"{folder}: holds {manifest.get('kind')!r}, expected {kind!r}", command)
     if checksum(manifest) != manifest.get("checksum"):
         raise ArtifactError(f"{folder / MANIFEST}: changed after it was written")
+    check_kinds(folder / MANIFEST, manifest)
     for name, entry in manifest["files"].items():
         check_size(folder, name, entry)
     return manifest

@@ -274,6 +274,38 @@ def test_train_refuses_a_damaged_selection(spin, run_copy, harm, name):
     assert not (run_copy / "head").exists()
 
 
+def lacking(manifest: dict, *place: str) -> None:
+    *above, name = place
+    for step in above:
+        manifest = manifest[step]
+    del manifest[name]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda m: lacking(m, "request", "model", "architecture"), "'request.model.architecture'"),
+        (lambda m: lacking(m, "request"), "'request' is missing"),
+        (lambda m: lacking(m, "counts", "rows"), "'counts.rows' is missing"),
+        (lambda m: m.update(classes=["good", 1]), "'classes' is [\"good\", 1], expected a list of"),
+        (lambda m: m.update(storage_dtype="int7"), 'is "int7", expected one of'),
+        (lambda m: m["request"].update(options=None), "'request.options' is null"),
+    ],
+)
+def test_what_a_strangers_manifest_lacks_is_named_with_its_file(spin, run_copy, spoil, words):
+    """A manifest of another program agrees with its checksum; nothing else is sure."""
+    source = run_copy / "activations"
+    manifest = json.loads((source / "manifest.json").read_text())
+    spoil(manifest)
+    made = artifacts.write_manifest(source, "activations", manifest)
+    selection = json.loads((run_copy / "selection/manifest.json").read_text())
+    selection["parent"]["sha256"] = made["fingerprint"]
+    artifacts.write_manifest(run_copy / "selection", "selection", selection)
+    done = spin("train", run_copy / "selection", "-o", run_copy / "other")
+    assert_refused(done, 4, source / "manifest.json", words)
+    assert not (run_copy / "other").exists()
+
+
 def test_train_refuses_activations_that_were_made_again(spin, tiny_run, run_copy):
     shutil.rmtree(run_copy / "head")
     out = run_copy / "activations"

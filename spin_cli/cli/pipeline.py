@@ -14,7 +14,7 @@ from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
 from spin_cli.cli.selecting import run_select
 from spin_cli.cli.style import Style
 from spin_cli.cli.terminal import print_json, print_table, say
-from spin_cli.cli.training import print_report, run_train
+from spin_cli.cli.training import layers_run, print_report, run_train
 from spin_cli.config import DEFAULT_MAX_LENGTH, Dtype, Format, Pooling, PredictConfig, Site
 from spin_cli.errors import ArtifactError, DataError, UsageError
 
@@ -266,7 +266,6 @@ def demo(
         print_json({"stage": "demo", "output": output, "predictions": predictions, **done})
         return
     print_report(done["metrics"])
-    total, depth = done["metrics"]["layers_total"], done["metrics"]["chosen"]["depth"]
     print_table(
         "Where things are",
         ["", ""],
@@ -275,7 +274,7 @@ def demo(
             ["neuron masks", str(output / "selection")],
             ["head", str(output / "head")],
             ["predictions", str(predictions)],
-            ["speed", f"{speed:.0f} texts/s, {depth} of {total} layers run"],
+            ["speed", f"{speed:.0f} texts/s, {layers_run(done['metrics'])} layers run"],
         ],
     )
     say(f"next: echo 'not half bad' | spin predict {output / 'head'} -")

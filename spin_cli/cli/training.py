@@ -107,6 +107,11 @@ def show_trained(manifest: dict[str, Any], output: Path, json: bool) -> None:
     say(f"next: spin predict {output} texts.csv")
 
 
+def layers_run(report: dict[str, Any]) -> str:
+    """How much of the model a head needs; heads made by an older spin only know its depth."""
+    return f"{report.get('layers_run', report['chosen']['depth'])} of {report['layers_total']}"
+
+
 def print_report(report: dict[str, Any]) -> None:
     """The tables that end `train` and `demo`."""
     for note in report["notes"]:
@@ -121,7 +126,7 @@ def print_report(report: dict[str, Any]) -> None:
     ]
     chosen = report["chosen"]
     print_table(
-        f"On {split}: the chosen head ({chosen['depth']} of {report['layers_total']} layers,"
+        f"On {split}: the chosen head ({layers_run(report)} layers,"
         f" {chosen['neurons']:,} neurons) and others",
         ["head", *scores.values()],
         rows,

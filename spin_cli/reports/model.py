@@ -19,6 +19,8 @@ from spin_cli.errors import SpinError
 from spin_cli.reports.sources import LeftOut, Run
 
 TIMED_TEXTS, REPEATS = 32, 3
+FEWEST_TIMED, SECONDS = 4, 6.0
+"""Of a slow model fewer texts are timed, so that all passes take about so long."""
 EXPERTS = (
     ("num_experts_per_tok", "num_local_experts"),
     ("num_experts_per_tok", "num_experts"),
@@ -121,22 +123,27 @@ def _expert_share(config: Any) -> float:
 
 
 def measure_speed(model: Backbone, texts: Sequence[str]) -> Speed:
-    """Time forward passes over *texts*, up to each layer's hidden state."""
+    """Time forward passes over *texts*, or a part of them, up to each layer's hidden state."""
     encoded = backbone.encode(model, texts)
     try:
         backbone.refuse_parts(encoded)
     except SpinError as error:
         raise LeftOut("texts of several windows are not timed") from error
-    batches = backbone.plan_batches([e.n_tokens for e in encoded], model.batch_tokens)
-    passes = [_one_pass(model, [[encoded[row].ids for row in b] for b in batches])
-              for _ in range(REPEATS + 1)][1:]  # fmt: skip
+    ids = [item.ids for item in encoded]
+    few = ids[:: max(1, len(ids) // FEWEST_TIMED)]
+    slow = [max(_one_pass(model, few).values()) for _ in range(2)][1]  # the first warms up
+    count = min(len(ids), max(FEWEST_TIMED, int(SECONDS * len(few) / (REPEATS * slow))))
+    ids = [ids[at] for at in np.linspace(0, len(ids) - 1, count).astype(int)]
+    passes = [_one_pass(model, ids) for _ in range(REPEATS)]
     medians = {layer: statistics.median(p[layer] for p in passes) for layer in passes[0]}
-    each = {layer: 1000 * seconds / len(texts) for layer, seconds in medians.items()}
-    return Speed(each, len(texts), str(model.device))
+    each = {layer: 1000 * seconds / count for layer, seconds in medians.items()}
+    return Speed(each, count, str(model.device))
 
 
-def _one_pass(model: Backbone, batches: Sequence[Sequence[Sequence[int]]]) -> dict[str, float]:
-    """Seconds until each layer is known, summed over batches."""
+def _one_pass(model: Backbone, ids: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Seconds until each layer is known, summed over batches of texts (token *ids*)."""
+    planned = backbone.plan_batches([len(tokens) for tokens in ids], model.batch_tokens)
+    batches = [[ids[row] for row in batch] for batch in planned]
     wanted = [(layer, Site.HIDDEN) for layer in model.layout.layers]
     seconds = dict.fromkeys(model.layout.layers, 0.0)
     for batch in batches:

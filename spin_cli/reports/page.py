@@ -116,7 +116,7 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
             + (f" a stack of {run.stacked} matrices" if run.stacked else f" eta {chosen['eta']:g}"),
         ),
         (
-            f"{chosen['depth']} of {run.metrics['layers_total']}",
+            f"{run.metrics.get('layers_run', chosen['depth'])} of {run.metrics['layers_total']}",
             "layers run",
             f"up to {plain(chosen['layer'])}",
         ),

@@ -70,21 +70,16 @@ def report(
     if config.figures and config.figures.exists() and not config.figures.is_dir():
         raise ArtifactError(f"{config.figures}: is a file, where a folder was expected")
     work = _Work(run, config, progress)
-    figures = work.figures()
-    if run.multi_label:
-        work.left_out += labels.LEFT_OUT
-    content = page.Content(
-        run=run,
-        figures={figure.name: figure for figure in figures},
-        examples=work.attempt("the texts behind each neuron", work.examples) or [],
-        mistakes=work.attempt("the errors of highest confidence", work.mistakes),
-        left_out=work.left_out,
-        notes=work.notes,
-    )
+    try:
+        text, figures = _write(work)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ArtifactError(
+            f"{source}: holds what spin does not write ({type(error).__name__}: {error})",
+            "Look at its parts: spin inspect, spin verify.",
+        ) from error
     files = figure_files(figures) if config.figures else {}
     if config.figures:
         _check_vacant([config.figures / name for name in files], force)
-    text = page.render(content)
     with artifacts.disk_errors(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
         if config.figures:
@@ -109,6 +104,22 @@ def _confusions(run: Run, files: bool) -> list[tuple[str, Callable[[], Figure]]]
         ("confusion of each label", lambda: labels.draw_confusions(run, files)),
         ("labels that stand for others", lambda: labels.draw_strays(run, files)),
     ]
+
+
+def _write(work: _Work) -> tuple[str, list[Figure]]:
+    """The page, and the figures on it."""
+    figures = work.figures()
+    if work.run.multi_label:
+        work.left_out += labels.LEFT_OUT
+    content = page.Content(
+        run=work.run,
+        figures={figure.name: figure for figure in figures},
+        examples=work.attempt("the texts behind each neuron", work.examples) or [],
+        mistakes=work.attempt("the errors of highest confidence", work.mistakes),
+        left_out=work.left_out,
+        notes=work.notes,
+    )
+    return page.render(content), figures
 
 
 def _check_vacant(paths: Sequence[Path], force: bool) -> None:

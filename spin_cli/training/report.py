@@ -91,7 +91,7 @@ def measure(
         | {"threshold": _plain(head.limits, inputs)}
         | {"abstain_below": head.abstain_below, "refit": found.refit},
         "judged_on": {"what": found.evidence.what, "rows": len(found.evidence.codes)},
-        "layers_total": len(inputs.activations["layers"]) - 1,
+        **_layers_run(inputs, inputs.layers[found.best.depth]),
         "neurons_total": sum(
             f.width
             for f in inputs.features
@@ -112,6 +112,13 @@ def measure(
     if "test" in y:
         _compare(report, spin["test"], rivals, y, inputs, head.limits)
     return report
+
+
+def _layers_run(inputs: Inputs, deepest: str) -> dict[str, int]:
+    """How many of the model's blocks a head needs; embeddings and the final norm are none."""
+    order = list(inputs.activations["layers"])
+    blocks = [not name.endswith(("_00", "final")) for name in order]
+    return {"layers_run": sum(blocks[: order.index(deepest) + 1]), "layers_total": sum(blocks)}
 
 
 def find_rivals(

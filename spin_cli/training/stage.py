@@ -87,6 +87,8 @@ def train(
     selection = artifacts.read_manifest(source, "selection")
     artifacts.check_vacant(output, force=force)
     inputs = read_inputs(source, selection, config)
+    for name in ("id", "architecture"):  # of the model card: better missed now than after a search
+        inputs.activations["request"]["model"][name]
     reader = make_reader(source, inputs, inputs.search_rows)
     found = search(reader, inputs, progress)
     oof = out_of_fold(reader, inputs, found) if config.oof else None

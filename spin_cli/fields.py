@@ -1,0 +1,89 @@
+"""JSON files of artifacts, which may come from a stranger: what is missing or wrong is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from spin_cli.config import Metric, StorageDtype
+from spin_cli.errors import ArtifactError
+
+MAX_JSON_BYTES = 64 * 2**20
+Check = tuple[str, Callable[[Any], bool]]
+OBJECT: Check = ("an object", lambda value: isinstance(value, dict))
+LIST: Check = ("a list", lambda value: isinstance(value, list))
+TEXT: Check = ("text", lambda value: isinstance(value, str))
+COUNT: Check = ("a whole number", lambda value: type(value) is int and value >= 0)
+NAMES: Check = ("a list of names", lambda value: LIST[1](value) and all(map(TEXT[1], value)))
+
+
+def _one_of(kind: type[Enum]) -> Check:
+    values = [member.value for member in kind]
+    return "one of " + ", ".join(values), lambda value: TEXT[1](value) and value in values
+
+
+KINDS: Mapping[str, Check] = {
+    "versions": OBJECT,
+    "parent": OBJECT, "parent.path": TEXT, "parent.kind": TEXT, "parent.sha256": TEXT,
+    "request": OBJECT, "request.model": OBJECT, "request.data": LIST,
+    "request.options": OBJECT, "request.options.data": OBJECT,
+    "classes": NAMES, "layers": NAMES, "features": LIST, "counts": OBJECT, "counts.rows": COUNT,
+    "storage_dtype": _one_of(StorageDtype), "metric": _one_of(Metric),
+}  # fmt: skip
+"""What a manifest's fields hold, where they are there; those above before those within them."""
+
+
+class Fields(dict[str, Any]):
+    """A JSON object of a file: to ask for a field that is not there is an `ArtifactError`."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, place: str) -> None:
+        super().__init__(values)
+        self.path, self.place = path, place
+
+    def __missing__(self, key: str) -> Any:
+        raise ArtifactError(
+            f"{self.path}: the field '{self.place}{key}' is missing",
+            "Make the artifact again with --force; docs/formats.md says what each file holds.",
+        )
+
+
+def _fields(value: Any, path: Path, place: str = "") -> Any:
+    if isinstance(value, dict):
+        inside = {key: _fields(item, path, f"{place}{key}.") for key, item in value.items()}
+        return Fields(inside, path, place)
+    if isinstance(value, list):
+        return [
+            _fields(item, path, f"{place.removesuffix('.')}[{at}].")
+            for at, item in enumerate(value)
+        ]
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of bounded size; `ArtifactError` where that fails.
+
+    Its objects are `Fields`: whoever reads them need not look first whether a field is there.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ArtifactError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not written by spin")
+        return _fields(json.loads(path.read_text(encoding="utf-8")), path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error})") from error
+
+
+def check_kinds(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise `ArtifactError` where a field of `KINDS` holds something else."""
+    for place, (expected, is_right) in KINDS.items():
+        *above, name = place.split(".")
+        inside = manifest
+        for step in above:
+            inside = inside.get(step, {})
+        if name in inside and not is_right(inside[name]):
+            found = json.dumps(inside[name])[:60]
+            raise ArtifactError(f"{path}: the field '{place}' is {found}, expected {expected}")
