@@ -385,6 +385,27 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class AblateConfig:
+    """Options of ``spin ablate``."""
+
+    site: str | None = None
+    """hidden, ffn, gate or both; None: the head's, else all sites there are."""
+    poolings: tuple[Pooling, ...] | None = None
+    """None: the head's, else all."""
+    depth: int | None = None
+    """Last layer, by position; None: the head's, else all."""
+    etas: tuple[float, ...] = DEFAULT_ETAS
+    draws: int = 3
+    """Random sets of neurons for each eta."""
+    rows: int = 2_000
+    """Most training rows."""
+    metric: Metric | None = None
+    """None: the one that `select` used."""
+    seed: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Options of ``spin report``."""
 

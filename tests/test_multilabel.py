@@ -420,7 +420,9 @@ def test_the_report_tells_of_every_label(run, spin):
     assert difference["value"] == pytest.approx(test["macro_f1"] - against)
     assert "Multi-label" in (run / "head" / "README.md").read_text()
     for part in ("activations", "selection", "head"):
-        assert "any number" in spin("inspect", run / part).out
+        shown = spin("inspect", run / part)
+        assert shown.code == 0, shown.err
+        assert "any number" in shown.out
     assert spin("verify", run, "--rows", "2").code == 0
 
 

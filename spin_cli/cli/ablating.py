@@ -13,7 +13,7 @@ import typer
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed, numbers
 from spin_cli.cli.terminal import print_json, print_line, print_table, progress_bar, say
-from spin_cli.config import DEFAULT_ETAS_TEXT, Pooling
+from spin_cli.config import DEFAULT_ETAS_TEXT, AblateConfig, Pooling
 from spin_cli.errors import ArtifactError, UsageError
 
 SITES = ("hidden", "ffn", "gate", "both")
@@ -72,7 +72,6 @@ def ablate(
 
     Example: `spin ablate run`
     """
-    from spin_cli.training.ablation import AblateConfig
     from spin_cli.training.ablation import ablate as measure
 
     if site is not None and site not in SITES:

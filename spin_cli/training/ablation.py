@@ -14,108 +14,34 @@ Where answers depend on a threshold, it is the head's own, or of a new head the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from spin_cli import activations, artifacts, mask, metrics, probe
+from spin_cli import activations, artifacts, mask, metrics
 from spin_cli.activations import Feature
 from spin_cli.config import (
-    DEFAULT_ETAS,
-    Metric,
+    AblateConfig,
     Pooling,
     Progress,
     TrainConfig,
     quiet,
-    worker_count,
 )
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import METRICS, Head, load_head
 from spin_cli.training.inputs import Inputs, read_inputs
+from spin_cli.training.neuron_sets import Columns, Groups, measure, report
 from spin_cli.training.search import Split, fit_columns
 from spin_cli.training.table import MASKS, SITES, Ranked, read_masks
 
 MAX_CELLS = 60_000_000
 """Rows times neurons that are held: about half a GB with the standardised copy."""
-TRAIN_ROWS, EVAL_ROWS = 2_000, 4_000
+EVAL_ROWS = 4_000
 HEAD_CELLS = 10_000_000
 """Values that a head is given at once."""
-Columns = NDArray[np.intp]
-Score = Callable[[Columns], float]
-
-
-@dataclass(frozen=True)
-class AblateConfig:
-    """Options of ``spin ablate``."""
-
-    site: str | None = None
-    """A key of `SITES`; None: the head's, else all sites there are."""
-    poolings: tuple[Pooling, ...] | None = None
-    """None: the head's, else all."""
-    depth: int | None = None
-    """Last layer, by position; None: the head's, else all."""
-    etas: tuple[float, ...] = DEFAULT_ETAS
-    draws: int = 3
-    """Random sets of neurons for each eta."""
-    rows: int = TRAIN_ROWS
-    """Most training rows."""
-    metric: Metric | None = None
-    """None: the one that `select` used."""
-    seed: int = 0
-    workers: int = 0
-
-
-@dataclass(frozen=True)
-class Point:
-    """Scores at one eta."""
-
-    eta: float
-    neurons: int
-    kept: float
-    """With the selected neurons alone."""
-    removed: float
-    """With all but these."""
-    random_kept: float
-    random_kept_sd: float
-    random_removed: float
-    random_removed_sd: float
-    sufficiency: float
-    """Score of all neurons less ``kept``; small is good."""
-    comprehensiveness: float
-    """Score of all neurons less ``removed``; large is good."""
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Columns of a table, by the matrix that each stands in, most important first."""
-
-    ordered: tuple[Columns, ...]
-    """Columns with an importance, for each matrix."""
-    shares: tuple[NDArray[np.float64], ...]
-    """Cumulative share of the importance that they reach."""
-    every: tuple[Columns, ...]
-    """All columns of each matrix."""
-
-    def top(self, eta: float) -> list[Columns]:
-        """The mask of each matrix at *eta*."""
-        pairs = zip(self.ordered, self.shares, strict=True)
-        return [columns[: mask.count_for(shares, eta)] for columns, shares in pairs]
-
-    def drawn(self, counts: Sequence[int], rng: np.random.Generator) -> list[Columns]:
-        """As many random columns of each matrix."""
-        pairs = zip(self.every, counts, strict=True)
-        return [rng.permutation(columns)[:count] for columns, count in pairs]
-
-    def others(self, columns: Sequence[Columns]) -> Columns:
-        """All columns but these."""
-        return np.setdiff1d(np.concatenate(self.every), np.concatenate(columns))
 
 
 def ablate(
@@ -170,9 +96,9 @@ def _chosen(head: Path | None) -> Mapping[str, Any]:
     if head is None:
         return {}
     artifacts.read_manifest(head, "head")
-    report = artifacts.read_json(head / METRICS)
+    known = artifacts.read_json(head / METRICS)
     try:
-        return dict(report["chosen"])
+        return dict(known["chosen"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{head / METRICS}: not what spin train writes") from error
 
@@ -236,53 +162,6 @@ def _read(inputs: Inputs, feature: Feature, rows: NDArray[np.intp]) -> NDArray[A
     return whole[rows]
 
 
-def _measure(
-    groups: Groups, score: Score, config: AblateConfig, step: Callable[[], None]
-) -> list[Point]:
-    """The score of every set of columns; random ones come from the seed, eta by eta."""
-    sets: list[Columns] = [np.concatenate(groups.every)]
-    for place, eta in enumerate(config.etas):
-        top = groups.top(eta)
-        sets += [np.concatenate(top), groups.others(top)]
-        rng = np.random.default_rng([config.seed, place])
-        for _ in range(config.draws):
-            drawn = groups.drawn([len(columns) for columns in top], rng)
-            sets += [np.concatenate(drawn), groups.others(drawn)]
-
-    def one(columns: Columns) -> float:
-        found = score(columns)
-        step()
-        return found
-
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", probe.ConvergenceWarning)  # as loose as in the search
-        with ThreadPoolExecutor(worker_count(config.workers)) as pool:
-            try:
-                scores = list(pool.map(one, sets))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    whole, each = scores[0], 2 + 2 * config.draws
-    points = []
-    for place, eta in enumerate(config.etas):
-        kept, removed, *random = scores[1 + place * each : 1 + (place + 1) * each]
-        apart = np.array(random).reshape(-1, 2)
-        mean, sd = apart.mean(0), apart.std(0, ddof=1 if len(apart) > 1 else 0)
-        points.append(
-            Point(
-                eta=eta, neurons=len(sets[1 + place * each]), kept=kept, removed=removed,
-                random_kept=float(mean[0]), random_kept_sd=float(sd[0]),
-                random_removed=float(mean[1]), random_removed_sd=float(sd[1]),
-                sufficiency=whole - kept, comprehensiveness=whole - removed,
-            )
-        )  # fmt: skip
-    return points
-
-
-def _report(points: Sequence[Point], neurons: int, whole: float, none: float) -> dict[str, Any]:
-    return {"neurons": neurons, "all": whole, "none": none, "points": [asdict(p) for p in points]}
-
-
 def _refit(
     inputs: Inputs,
     items: Sequence[Ranked],
@@ -326,9 +205,9 @@ def _refit(
             return by(fitted.val_probs, fitted.val_probs)
         return by(fitted.val_probs, fitted.probabilities(values[len(searched) :]))
 
-    points = _measure(groups, score, config, step)
+    points = measure(groups, score, config, step)
     whole = points[0].kept + points[0].sufficiency
-    return _report(points, X.shape[1], whole, none)
+    return report(points, X.shape[1], whole, none)
 
 
 def _mean_ablation(
@@ -367,9 +246,9 @@ def _mean_ablation(
         probs = np.vstack([head.probabilities(block) for block in blocks])
         return metrics.score_at(inputs.metric, y, probs, head.limits)
 
-    points = _measure(groups, score, config, lambda: None)
+    points = measure(groups, score, config, lambda: None)
     whole = points[0].kept + points[0].sufficiency
-    return _report(points, head.neurons, whole, score(np.zeros(0, np.intp)))
+    return report(points, head.neurons, whole, score(np.zeros(0, np.intp)))
 
 
 def _head_groups(head: Head, sd: NDArray[np.float64]) -> Groups:
