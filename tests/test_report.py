@@ -314,7 +314,7 @@ def test_metrics_of_another_program_are_refused(run, tmp_path):
         artifacts.write_json(folder / METRICS, wrong)
         content = {k: manifest[k] for k in ("request", "parent", "classes")}
         artifacts.write_manifest(folder, "head", content)
-        with pytest.raises(ArtifactError, match="not what `spin train` writes"):
+        with pytest.raises(ArtifactError, match=f"{METRICS}: (the field|not what `spin train`)"):
             sources.read_run(folder)
 
 
