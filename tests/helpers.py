@@ -24,6 +24,8 @@ from spin_cli.cli import terminal
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 SPIN = [sys.executable, "-m", "spin_cli"]
 MODEL = "bundled:minilm"
+PATIENCE = 300
+"""Seconds after which a process hangs; on a busy machine a start alone may take one minute."""
 GOOD = ("great", "lovely", "superb", "delightful", "wonderful")
 BAD = ("awful", "dreadful", "boring", "terrible", "horrid")
 THINGS = ("film", "meal", "book", "song", "hotel", "trip")

@@ -19,6 +19,7 @@ import pytest
 from tests.helpers import (
     ENV,
     MODEL,
+    PATIENCE,
     SPIN,
     Result,
     interruptible,
@@ -306,7 +307,12 @@ def test_head_of_a_pipe_ends_quietly(head, tmp_path):
     (tmp_path / "in.txt").write_text("".join(f"{texts[i % 60]}\n" for i in range(2000)))
     command = shlex.join([*SPIN, "predict", str(head), str(tmp_path / "in.txt")])
     done = subprocess.run(
-        f"{command} | head -1", shell=True, env=ENV, capture_output=True, text=True, timeout=60
+        f"{command} | head -1",
+        shell=True,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0
     assert len(json_lines(done.stdout)) == 1
@@ -325,19 +331,18 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     command = [*SPIN, "extract", str(source), "-m", MODEL, "-o", str(out)]
     command += ["--storage-dtype", "float32"]  # larger rows, so smaller windows
     with interruptible(command) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (windows.exists() and any(windows.read_bytes())):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        seconds = time.monotonic() - started
+        done = sum(windows.read_bytes())
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert seconds < 3
+    assert sum(windows.read_bytes()) <= done + 2  # one being written, one just computed
     assert "activations.partial" in err
     assert "same command" in err
     assert "Traceback" not in err
     assert not out.exists()
-    assert set(windows.read_bytes()) == {0, 1}
+    assert len(windows.read_bytes()) > done + 2

@@ -21,7 +21,7 @@ from spin_cli.config import OnError, PredictConfig
 from spin_cli.errors import DataError
 from spin_cli.prediction import sharing
 from spin_cli.ranks import Ranks
-from tests.helpers import ENV, SPIN, json_lines, sentences, write_csv
+from tests.helpers import ENV, PATIENCE, SPIN, json_lines, sentences, write_csv
 
 
 def many(count: int) -> list[str]:
@@ -46,7 +46,7 @@ def test_a_line_that_comes_alone_is_answered_at_once(head):
             answers.append(json.loads(process.stdout.readline()))  # hangs where it waits for more
         assert [a["id"] for a in answers] == ["0", "1"]
         process.send_signal(signal.SIGTERM)  # while it waits for input
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert (out, err) == ("", "")
 
@@ -91,12 +91,12 @@ def test_what_is_broken_off_by_sigterm_is_written_and_can_be_continued(spin, hea
     partial = tmp_path / "broken.csv.partial"
     assert spin("predict", head, source, *options, whole).code == 0
     with start(head, source, *options, broken, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (partial.exists() and partial.read_text().count("\n") > 200):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert "--resume" in err
     assert "Traceback" not in err
@@ -273,7 +273,7 @@ def test_two_processes_write_what_one_writes(spin, head, tmp_path):
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
          str(20000 + os.getpid() % 20000), "-m", "spin_cli", "predict", str(head), str(source),
          *options, str(two)],
-        env=ENV | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180,
+        env=ENV | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert two.read_bytes() == one.read_bytes()

@@ -28,6 +28,7 @@ from spin_cli.config import (
     Solver,
 )
 from spin_cli.errors import ModelError, UsageError
+from tests.helpers import PATIENCE
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 SCORE = metrics.score_function(Metric.ACCURACY)
@@ -302,7 +303,7 @@ def test_two_processes_give_the_bytes_of_one(source, plain, out):
     stale.mkdir()
     (stale / "rank_1.npz").write_bytes(b"what a killed run left")
     process = launch(source, out, "--workers", "1")
-    printed, err = process.communicate(timeout=120)
+    printed, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert printed.count("Best of 3 probes") == 1
     assert_same(plain, out)
@@ -311,12 +312,12 @@ def test_two_processes_give_the_bytes_of_one(source, plain, out):
 
 def test_killed_processes_leave_nothing_under_the_final_name(source, plain, out):
     process = launch(source, out, "--bootstrap", "100000")
-    deadline = time.time() + 60
+    deadline = time.time() + PATIENCE
     while not out.with_name(out.name + ".ranks").exists() and time.time() < deadline:
         time.sleep(0.05)
     assert process.poll() is None
     process.terminate()  # the launcher ends its processes in the same hard way
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert not out.exists()
     selection.select(source, out, SelectConfig(workers=1))  # what is left is in nobody's way
     assert_same(plain, out)
