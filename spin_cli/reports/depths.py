@@ -41,7 +41,8 @@ POINT_COLUMNS = ("up to layer", "eta", "neurons", "val", "test")
 
 def _how(run: Run, curves: Curves) -> str:
     few = curves.rows < curves.rows_there
-    part = f", on {curves.rows:,} of {curves.rows_there:,} training rows to save time"
+    part = f", on {curves.rows:,} of {curves.rows_there:,} training rows to save time,"
+    part += " so these heads score lower than the chosen one can"
     text = f"A linear head on masked neurons was fitted for each point{part if few else ''}."
     if run.stacked:
         text += f" The chosen head is none of these: it is a stack of {run.stacked} matrices."
