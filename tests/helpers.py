@@ -10,8 +10,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -78,16 +78,21 @@ def json_lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def interruptible(command: list[str], **options) -> subprocess.Popen:
-    """Start a process that heeds SIGINT.
+@contextmanager
+def interruptible(command: list[str], **options) -> Iterator[subprocess.Popen]:
+    """Start a process that heeds SIGINT; at the end of the block it is killed if it still runs.
 
     One started by a shell's ``&`` ignores it, and so do its children: with `make test &` an
     interrupted spin would go on to its end, as it should, and the test of it would fail.
     """
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, env=ENV, text=True, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run_quietly(*args) -> str:
