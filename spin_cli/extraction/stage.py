@@ -27,7 +27,7 @@ from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.partial import NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
-from spin_cli.extraction.windows import compute_window, make_blocks
+from spin_cli.extraction.windows import compute_window, give_back_memory, make_blocks
 from spin_cli.ranks import Ranks
 
 
@@ -100,6 +100,7 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
             blocks, lengths = compute_window(
                 plan.model, plan.features, plan.storage_dtype, rows, start, step, rooms[number % 2]
             )
+            give_back_memory()
             tokens += int(np.abs(lengths).sum())
             done += len(rows)
             if pending is not None:
