@@ -128,7 +128,7 @@ def spin(work: Work, config: TrainConfig, solver: Solver = Solver.NEWTON) -> dic
             "train_seconds": sum(parts.values()),
             "parts": parts,
             "depth": sum(stack.depth for stack in predictor.model.layout.stacks),
-            "layers": _blocks(work.activations()),
+            "layers": report["layers_total"],
             "neurons": chosen["neurons"],
             "parameters": _parameters(head),
             "chosen": {key: chosen[key] for key in ("site", "pooling", "eta", "strength")},
@@ -140,13 +140,6 @@ def spin(work: Work, config: TrainConfig, solver: Solver = Solver.NEWTON) -> dic
 
 def _name(config: TrainConfig, solver: Solver) -> str:
     return "-".join([*config.sites, solver.value]) if len(config.sites) < 4 else solver.value
-
-
-def _blocks(source: Path) -> int:
-    """Blocks of the model, embeddings and final norm apart."""
-    names = artifacts.read_manifest(source, "activations")["layers"]
-    numbers = [name.rsplit("_", 1)[-1] for name in names]
-    return sum(number.isdigit() and int(number) > 0 for number in numbers)
 
 
 def _parameters(head: Path) -> int:

@@ -55,24 +55,18 @@ Data = Annotated[
         metavar="DATA", help="A file, or a folder with train.* [val.*|dev.*|validation.*] [test.*]."
     ),
 ]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", autocompletion=offer("bundled:minilm", "bundled:smollm2"),
-        help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2.",
-    ),
-]  # fmt: skip
+MODEL_OPTION = typer.Option(
+    "--model",
+    "-m",
+    autocompletion=offer("bundled:minilm", "bundled:smollm2"),
+    help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2.",
+)
+Model = Annotated[str, MODEL_OPTION]
 RunData = Annotated[
     Path,
     typer.Argument(metavar="DATA", help="A data file or folder; or a run's spin.toml."),
 ]
-RunModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", autocompletion=offer("bundled:minilm", "bundled:smollm2"),
-        help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2.",
-    ),
-]  # fmt: skip
+RunModel = Annotated[str | None, MODEL_OPTION]
 RunOutput = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder of the run [default: that of spin.toml]."),

@@ -48,7 +48,7 @@ def solve_quadratic(
     u = best = start
     least, value, stalled = np.inf, float(penalty @ np.abs(start)), 0
     for turn in range(max_rounds):
-        inside = solve_interior(H, g, penalty, start, tol) if turn % 5 == 1 else None
+        inside = solve_interior(H, g, penalty, start, tol) if turn == 1 else None
         if inside is None:
             new = _fista(H, g, penalty, start, u, step, FISTA_CHUNK)
         else:

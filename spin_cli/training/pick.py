@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from spin_cli import metrics
 from spin_cli.activations import Feature
 from spin_cli.config import Metric
-from spin_cli.label_metrics import best_thresholds, resampled
-from spin_cli.label_metrics import decide as label_decide
+from spin_cli.label_metrics import resampled
 from spin_cli.training.table import Choice, Reader
 
 RESAMPLES = 200
@@ -84,9 +83,7 @@ class Judged:
 
 def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
     """*metric* on some rows; macro-F1 of two classes or of labels at its best threshold on them."""
-    if metric is Metric.MACRO_F1 and probs.shape[1] == 2 and y.ndim == 1:
-        return metrics.macro_f1(y, metrics.decide(probs, metrics.best_threshold(y, probs)), 2)
-    return metrics.score_function(metric)(y, probs)
+    return metrics.score_at(metric, y, probs, metrics.tuned_threshold(metric, y, probs))
 
 
 def best_of(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> Judged:
@@ -98,55 +95,62 @@ def best_of(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> J
     errors are those of the *difference* from the best, over the same rows; so whatever is no worse
     than a tied head is tied too, though it be so much like the best that the difference is sure.
     """
-    scores = [score(metric, y, item.probs) for item in judged]
-    tied = _no_worse(judged, scores, _errors(judged, scores, y, metric))
+    thresholds = [metrics.tuned_threshold(metric, y, item.probs) for item in judged]
+    scores = [
+        metrics.score_at(metric, y, item.probs, threshold)
+        for item, threshold in zip(judged, thresholds, strict=True)
+    ]
+    tied = [judged[at] for at in _no_worse(scores, _errors(judged, thresholds, scores, y, metric))]
     losses = [metrics.row_losses(y, item.probs) for item in tied]
-    lowest = min(losses, key=lambda rows: float(rows.mean()))
-    means = [-float(rows.mean()) for rows in losses]
-    equal = _no_worse(tied, means, [float((r - lowest).std()) / len(y) ** 0.5 for r in losses])
-    return min(equal, key=lambda item: (item.depth, item.neurons, metrics.log_loss(y, item.probs)))
+    means = [float(rows.mean()) for rows in losses]
+    lowest = losses[int(np.argmin(means))]
+    errors = [float((rows - lowest).std()) / len(y) ** 0.5 for rows in losses]
+    equal = _no_worse([-mean for mean in means], errors)
+    return tied[min(equal, key=lambda at: (tied[at].depth, tied[at].neurons, means[at]))]
 
 
-def _no_worse(
-    judged: Sequence[Judged], scores: Sequence[float], errors: Sequence[float]
-) -> list[Judged]:
-    """Those that score at least as high as some head within its *error* of the highest."""
+def _no_worse(scores: Sequence[float], errors: Sequence[float]) -> list[int]:
+    """Positions that score at least as high as some one within its *error* of the highest."""
     top = max(scores)
     tied = (s for s, e in zip(scores, errors, strict=True) if s == top or top - s <= e)
     least = min(tied)
-    return [item for item, s in zip(judged, scores, strict=True) if s >= least]
+    return [at for at, s in enumerate(scores) if s >= least]
 
 
 def _errors(
-    judged: Sequence[Judged], scores: Sequence[float], y: NDArray[np.int64], metric: Metric
+    judged: Sequence[Judged],
+    thresholds: Sequence[metrics.Threshold],
+    scores: Sequence[float],
+    y: NDArray[np.int64],
+    metric: Metric,
 ) -> list[float]:
-    """Bootstrap standard errors of the differences from the highest score."""
-    top = int(np.argmax(scores))
-    samples = metrics.resamples(len(y), RESAMPLES)
-    n_classes = judged[top].probs.shape[1]
+    """Bootstrap standard errors of the differences from the highest score.
 
-    def again(item: Judged) -> NDArray[np.float64]:
-        """The score on every resample; a threshold is chosen once, on all rows."""
+    A threshold was chosen once, on all rows.
+    """
+    samples = metrics.resamples(len(y), RESAMPLES)
+
+    def again(item: Judged, threshold: metrics.Threshold) -> NDArray[np.float64]:
+        """The score on every resample."""
         if metric is Metric.LOG_LOSS:
             losses = metrics.row_losses(y, item.probs)
             return np.array([-losses[rows].mean() for rows in samples])
         if metric is Metric.AUROC:
             return np.array([score(metric, y[rows], item.probs[rows]) for rows in samples])
+        predicted = metrics.decide(item.probs, threshold)
         if y.ndim == 2:
             name = "accuracy" if metric is Metric.ACCURACY else "macro_f1"
-            tuned = None if metric is Metric.ACCURACY else best_thresholds(y, item.probs)
-            return resampled(y, label_decide(item.probs, tuned), samples)[name]
-        threshold = None
-        if metric is Metric.MACRO_F1 and n_classes == 2:
-            threshold = metrics.best_threshold(y, item.probs)
-        predicted = metrics.decide(item.probs, threshold)
+            return resampled(y, predicted, samples)[name]
         if metric is Metric.ACCURACY:
             right = (predicted == y).astype(float)
             return np.array([right[rows].mean() for rows in samples])
-        return np.array([metrics.macro_f1(y[rows], predicted[rows], n_classes) for rows in samples])
+        count = item.probs.shape[1]
+        return np.array([metrics.macro_f1(y[rows], predicted[rows], count) for rows in samples])
 
-    best = again(judged[top])
-    return [float(np.nanstd(best - again(item))) for item in judged]
+    top = int(np.argmax(scores))
+    best = again(judged[top], thresholds[top])
+    pairs = zip(judged, thresholds, strict=True)
+    return [float(np.nanstd(best - again(item, threshold))) for item, threshold in pairs]
 
 
 def frontier(judged: Sequence[Judged], y: NDArray[np.int64]) -> list[Judged]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics
 from spin_cli.activations import Feature
-from spin_cli.config import Metric, Site
+from spin_cli.config import Site
 from spin_cli.head import Head
 from spin_cli.training import baselines
 from spin_cli.training.calibration import MIN_ROWS, Evidence, Scaling
@@ -203,9 +203,8 @@ def _threshold_of(rival: Rival, inputs: Inputs) -> metrics.Threshold:
         rows = inputs.rows["val"] if what == "val" else inputs.search_rows
         known = inputs.codes[rows], rival.probs[what], inputs.classes
         return choose_thresholds(*known, inputs.metric, what, [])
-    wanted = inputs.metric is Metric.MACRO_F1 and len(inputs.classes) == 2
-    tuned = wanted and len(val) >= MIN_ROWS
-    return metrics.best_threshold(val, rival.probs["val"]) if tuned else None
+    enough = len(val) >= MIN_ROWS
+    return metrics.tuned_threshold(inputs.metric, val, rival.probs["val"]) if enough else None
 
 
 def _rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
