@@ -16,6 +16,7 @@ from spin_cli.backbone import Backbone
 from spin_cli.config import ExtractConfig, ModelConfig, Pooling, Site, StorageDtype
 from spin_cli.dataset import Dataset, Row, hash_sources, scan
 from spin_cli.errors import ModelError, UsageError
+from spin_cli.extraction import heap
 from spin_cli.extraction.windows import read_rows_into
 
 WINDOW_BYTES = 32 * 2**20
@@ -68,6 +69,7 @@ def plan(data: Path, config: ExtractConfig) -> Plan:
     SpinError
         `DataError` for the data, `ModelError` for the model, `UsageError` for options.
     """
+    heap.settle()
     dataset = scan(data, config.data)
     model = backbone.load(config.model)
     config = _settled(config, model.options, model.layout.causal)

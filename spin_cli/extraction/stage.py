@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ from spin_cli.activations import RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
+from spin_cli.extraction import heap
 from spin_cli.extraction.partial import NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
-from spin_cli.extraction.windows import compute_window, give_back_memory, make_blocks
+from spin_cli.extraction.windows import compute_window, make_blocks
 from spin_cli.ranks import Ranks
 
+TRIM_EVERY = 16
+"""Batches after which the heap's free pages are handed back: seconds of work, against
+milliseconds."""
 
 def extract(
     data: Path,
@@ -100,7 +104,7 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
             blocks, lengths = compute_window(
                 plan.model, plan.features, plan.storage_dtype, rows, start, step, rooms[number % 2]
             )
-            give_back_memory()
+            heap.give_back()
             tokens += int(np.abs(lengths).sum())
             done += len(rows)
             if pending is not None:
@@ -129,7 +133,15 @@ def _read_windows(plan: Plan, windows: Sequence[int]) -> Iterator[tuple[int, lis
 
 
 def _count_up(progress: Progress, start: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress("extract", start + done, total)
+    """What is done after every batch of a window."""
+    batches = count(1)
+
+    def step(done: int) -> None:
+        if next(batches) % TRIM_EVERY == 0:
+            heap.give_back()
+        progress("extract", start + done, total)
+
+    return step
 
 
 def _log(

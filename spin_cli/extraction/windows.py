@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +45,6 @@ def make_blocks(features: Sequence[Feature], rows: int, dtype: StorageDtype) -> 
         blocks[feature] = room[start:stop].reshape(rows, feature.width)
         start = stop
     return blocks
-
-
-def give_back_memory() -> None:
-    """Hand pages that are free in the C library's heap back to the system, where it can (glibc).
-
-    Batches of every shape leave holes between them. Kept, these add up to hundreds of MB over tens
-    of thousands of rows.
-    """
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
 
 
 def read_rows_into(
