@@ -35,6 +35,7 @@ TRIM_EVERY = 16
 """Batches after which the heap's free pages are handed back: seconds of work, against
 milliseconds."""
 
+
 def extract(
     data: Path,
     output: Path,
