@@ -58,7 +58,7 @@ Data = Annotated[
 MODEL_OPTION = typer.Option(
     "--model",
     "-m",
-    autocompletion=offer("bundled:minilm", "bundled:smollm2"),
+    autocompletion=offer("bundled:minilm", "bundled:smollm2", "bundled:gemma3"),
     help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2.",
 )
 Model = Annotated[str, MODEL_OPTION]
