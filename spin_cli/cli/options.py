@@ -59,7 +59,7 @@ MODEL_OPTION = typer.Option(
     "--model",
     "-m",
     autocompletion=offer("bundled:minilm", "bundled:smollm2", "bundled:gemma3"),
-    help="Local folder, hub id, .gguf file, bundled:minilm or bundled:smollm2.",
+    help="Local folder, hub id, .gguf file, bundled:minilm, bundled:smollm2 or bundled:gemma3.",
 )
 Model = Annotated[str, MODEL_OPTION]
 RunData = Annotated[
