@@ -115,6 +115,7 @@ def test_the_reference_is_what_make_docs_writes(tmp_path):
         ("train --calibration ", ["none", "temperature", "per-class"]),
         ("extract --pooling mean,m", ["mean,max"]),
         ("extract data -m bundled:m", ["bundled:minilm"]),
+        ("extract data -m bundled:g", ["bundled:gemma3"]),
         ("ablate run --site h", ["hidden"]),
     ],
 )
