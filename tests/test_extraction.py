@@ -209,6 +209,7 @@ def test_two_processes_give_the_same_bytes(data, straight, tmp_path):
     assert_same(straight, tmp_path / "activations")
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_restarted_and_resumes(data, straight, tmp_path):
     done, mark = torchrun(data, tmp_path / "activations", "--max-restarts", "1")
     assert done.returncode == 0, done.stderr

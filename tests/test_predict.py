@@ -51,6 +51,7 @@ def test_a_line_that_comes_alone_is_answered_at_once(head):
     assert (out, err) == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_long_pipe_keeps_its_order_and_its_memory(spin, head):
     lines = [f"{text[:24]}\n" for text in many(2000)]
@@ -83,6 +84,7 @@ def test_a_long_pipe_keeps_its_order_and_its_memory(spin, head):
     assert [f["label"] for f in alone] == [f["label"] for f in found[:400]]
 
 
+@pytest.mark.slow
 def test_what_is_broken_off_by_sigterm_is_written_and_can_be_continued(spin, head, tmp_path):
     rows = [(f"id,{i}", text) for i, text in enumerate(many(1100))]
     source = write_csv(tmp_path / "in.csv", rows, ("key", "text"))
@@ -281,6 +283,7 @@ def test_two_processes_write_what_one_writes(spin, head, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "one.jsonl", "two.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", list(OnError))
 def test_shared_windows_meet_bad_rows_as_one_process_does(head, tmp_path, monkeypatch, on_error):
     monkeypatch.setattr(Ranks, "wait", lambda _: None)  # one after the other, the first last

@@ -32,6 +32,7 @@ print(json.dumps([json.load(open(folder + "/labels.json"))["classes"], probs.tol
 """
 
 
+@pytest.mark.slow
 def test_the_program_alone_answers_as_predict(spin, head, tmp_path):
     texts = [text for text, _ in sentences()[:12]] + ["no", "a film " * 300]
     out = tmp_path / "out"
@@ -61,10 +62,10 @@ def test_the_program_alone_answers_as_predict(spin, head, tmp_path):
         # MiniLM above is a BERT
         pytest.param("bert", ["layer_01", "layer_02"], marks=pytest.mark.slow),
         ("gpt2", ["layer_00", "layer_02"]),
-        ("llama", ["layer_02"]),
+        pytest.param("llama", ["layer_02"], marks=pytest.mark.slow),
         pytest.param("gemma3", ["layer_03"], marks=pytest.mark.slow),
         pytest.param("t5", ["encoder_01"], marks=pytest.mark.slow),
-        ("t5", ["encoder_02", "decoder_01"]),
+        pytest.param("t5", ["encoder_02", "decoder_01"], marks=pytest.mark.slow),
     ],
 )
 def test_batches_and_lengths_are_free(tmp_path, name, layers, onnx):

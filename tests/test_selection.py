@@ -310,6 +310,7 @@ def test_two_processes_give_the_bytes_of_one(source, plain, out):
     assert not stale.exists()
 
 
+@pytest.mark.slow
 def test_killed_processes_leave_nothing_under_the_final_name(source, plain, out):
     process = launch(source, out, "--bootstrap", "100000")
     deadline = time.time() + PATIENCE

@@ -81,8 +81,14 @@ def _open_stdin(stack: contextlib.ExitStack) -> io.BufferedReader[Any]:
     if isinstance(buffer, io.BufferedReader):
         return buffer
     wrapper = io.BufferedReader(cast("io.RawIOBase", buffer))
-    stack.callback(wrapper.detach)  # else closing the wrapper would close stdin
+    stack.callback(_let_go, wrapper)
     return wrapper
+
+
+def _let_go(wrapper: io.BufferedReader[Any]) -> None:
+    """Detach from stdin, which else would be closed with *wrapper*; it may be closed by now."""
+    with contextlib.suppress(ValueError):
+        wrapper.detach()
 
 
 def _stdin_descriptor() -> int | None:
