@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -22,8 +24,16 @@ MAX_STEPS = 300
 
 
 @cache
-def has(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+def has(*modules: str) -> bool:
+    """Whether they can be imported; what an installed one lacks is said."""
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except ImportError as error:
+        if importlib.util.find_spec(modules[0].partition(".")[0]) is not None:
+            print(f"left out: {modules[0]} cannot be imported ({error})", file=sys.stderr)
+        return False
+    return True
 
 
 def setfit(
@@ -35,7 +45,7 @@ def setfit(
     most `MAX_STEPS` steps, and only up to 128 rows per class.
     """
     location = locate(options)
-    if not has("setfit") or location.gguf or shots > 128:
+    if location.gguf or shots > 128 or not has("setfit"):
         return None
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
@@ -57,7 +67,7 @@ def setfit(
 
 def neurox_reading(options: ModelConfig, data: Path, folder: Path) -> float | None:
     """Seconds NeuroX takes to write the hidden states of every layer; None: not installed."""
-    if not has("neurox"):
+    if not has("neurox.data.extraction.transformers_extractor"):
         return None
     from neurox.data.extraction.transformers_extractor import extract_representations
 
@@ -73,7 +83,7 @@ def neurox_reading(options: ModelConfig, data: Path, folder: Path) -> float | No
 
 def neurox_probe(X: np.ndarray, y: np.ndarray) -> float | None:
     """Seconds of NeuroX's elastic-net probe, its defaults; None: not installed."""
-    if not has("neurox"):
+    if not has("neurox.interpretation.linear_probe"):
         return None
     from neurox.interpretation.linear_probe import train_logistic_regression_probe
 
