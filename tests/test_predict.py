@@ -264,6 +264,7 @@ def test_evaluation_tells_intervals_confusion_and_reliability(spin, head, labell
 # -- several processes -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(spin, head, tmp_path):
     rows = [(text, "good" if "great" in text else "bad") for text in many(700)]
     source = write_csv(tmp_path / "in.csv", rows)
