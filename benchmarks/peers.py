@@ -24,14 +24,13 @@ MAX_STEPS = 300
 
 
 @cache
-def has(*modules: str) -> bool:
-    """Whether they can be imported; what an installed one lacks is said."""
+def has(module: str) -> bool:
+    """Whether it can be imported; what an installed one lacks is said."""
     try:
-        for name in modules:
-            importlib.import_module(name)
+        importlib.import_module(module)
     except ImportError as error:
-        if importlib.util.find_spec(modules[0].partition(".")[0]) is not None:
-            print(f"left out: {modules[0]} cannot be imported ({error})", file=sys.stderr)
+        if importlib.util.find_spec(module.partition(".")[0]) is not None:
+            print(f"left out: {module} cannot be imported ({error})", file=sys.stderr)
         return False
     return True
 
