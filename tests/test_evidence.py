@@ -326,7 +326,7 @@ def test_ablations(tiny_work, name, monkeypatch):
     if name == "shuffled":
         assert by_name["shuffled labels"] < 0.7
     elif name != "few-shot":
-        assert max(by_name.values()) >= 0.7  # of 40 rows: by chance less than once in 100
+        assert max(by_name.values()) > 0.7
 
 
 @pytest.mark.slow
