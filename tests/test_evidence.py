@@ -291,7 +291,9 @@ def word_rows(count: int) -> sets.Rows:
 def tiny_work(tmp_path_factory):
     """A tiny random Llama, and texts that it knows the words of."""
     folder = tmp_path_factory.mktemp("work")
-    model = growth.make_model(folder / "model", layers=2, width=16)
+    # Mean-pooled random states of width 16 hold too little: a logistic regression on 2,000 of these
+    # texts is right on 66% of others; of width 48, on 88%.
+    model = growth.make_model(folder / "model", layers=2, width=48)
     rows = word_rows(260)
     (folder / "data").mkdir()
     for split, part in (("train", rows[:140]), ("val", rows[140:180]), ("test", rows[180:])):
@@ -311,7 +313,7 @@ def test_rows_of_the_table(tiny_work, name):
     assert 0 < found["depth"] <= found["layers"] == 2
     assert "trainable" in tables.main_table([{"name": name, "found": found}])[0]
     if name == "last":
-        assert found["parameters"] == 17
+        assert found["parameters"] == 48 + 1
 
 
 @pytest.mark.slow
