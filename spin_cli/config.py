@@ -5,7 +5,6 @@ No torch here: ``spin --help`` imports this module and must answer at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -467,14 +466,6 @@ def _wanted(hint: Any) -> str:
         return f"one of {', '.join(member.value for member in hint)}"
     names = {bool: "true or false", int: "a whole number", float: "a number"}
     return names.get(hint, "text")
-
-
-def worker_count(wanted: int) -> int:
-    """Threads to use: what was asked for, else one for each core this process may use."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return wanted or cores
 
 
 Progress = Callable[[str, int, int], None]

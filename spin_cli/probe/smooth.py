@@ -16,11 +16,15 @@ GRAM_ROWS = 2048
 
 
 class Gram:
-    """``Xᵀ diag(w) X`` of one matrix: made when it is first asked for, kept for the next fits."""
+    """``Xᵀ diag(w) X`` of one matrix: made when it is first asked for, kept for the next fits.
+
+    So is its last factor: a solve asks for the same one two or three times.
+    """
 
     def __init__(self) -> None:
         self._weight: F64 | None = None
         self._matrix: Array | None = None
+        self._factor: tuple[tuple[float, float], Array] | None = None
 
     def known(self, weight: F64) -> bool:
         """Whether it is there for these weights of rows."""
@@ -36,7 +40,7 @@ class Gram:
                 rows = slice(start, min(start + GRAM_ROWS, X.shape[0]))
                 part = X[rows] * root[rows, None]
                 out += part.T @ part
-            self._matrix, self._weight = out, problem.weight
+            self._matrix, self._weight, self._factor = out, problem.weight, None
         return self._matrix
 
     def factor(self, problem: Problem, l2: float) -> Array | None:
@@ -45,13 +49,20 @@ class Gram:
         c is the mean curvature of the loss at zero weights, so that this is close to the Hessian of
         each class.
         """
+        matrix = self.matrix(problem)
         P = problem.probs(problem.null_intercept()[None, :])
-        M = self.matrix(problem) * problem.X.dtype.type((P * (1.0 - P)).mean())
+        curvature = float((P * (1.0 - P)).mean())
+        if self._factor is not None and self._factor[0] == (curvature, l2):
+            return self._factor[1]
+        self._factor = None  # before the next is made: each is as large as the matrix
+        M = matrix * problem.X.dtype.type(curvature)
         M.flat[:: len(M) + 1] += l2
         try:
-            return np.asarray(cholesky(M, lower=True, overwrite_a=True, check_finite=False))
+            L = np.asarray(cholesky(M, lower=True, overwrite_a=True, check_finite=False))
         except LinAlgError:
             return None
+        self._factor = (curvature, l2), L
+        return L
 
 
 def minimise_smooth(

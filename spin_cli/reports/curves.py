@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics
-from spin_cli.config import ClassWeight, Penalty, TrainConfig, worker_count
+from spin_cli.config import ClassWeight, Penalty, TrainConfig
 from spin_cli.reports.sources import Run
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
 from spin_cli.training.search import Fitted, fit_columns
 from spin_cli.training.table import Choice, Reader
+from spin_cli.workers import side_by_side
 
 MOST_DEPTHS = 12
-MOST_CELLS = 12_000_000
+MOST_CELLS = 24_000_000
 """Training rows times weights of the largest head: of more rows a part is taken."""
 FEWEST_ROWS = 1_000
 Step = Callable[[], None]
@@ -99,14 +99,17 @@ def _fit_all(
     reader = make_reader(folder, inputs, inputs.search_rows)
     tester = make_reader(folder, inputs, inputs.rows["test"])
     strength = float(run.metrics["chosen"]["strength"])
-    points = {}
-    with threadpool_limits(worker_count(0)):
-        for choice in choices:
-            columns = reader.gather(choice)
-            fitted = fit_columns(columns, inputs.split, (3 * strength, strength, strength / 3))
-            points[choice] = _judge(choice, fitted, columns.shape[1], inputs, tester)
-            step()
-    return points
+
+    def one(choice: Choice) -> Point:
+        columns = reader.gather(choice)
+        fitted = fit_columns(columns, inputs.split, (3 * strength, strength, strength / 3))
+        point = _judge(choice, fitted, columns.shape[1], inputs, tester)
+        step()
+        return point
+
+    for part in (reader, tester):
+        part.prepare(choices)
+    return dict(zip(choices, side_by_side(one, choices, 0, reader.count), strict=True))
 
 
 def _judge(choice: Choice, fitted: Fitted, neurons: int, inputs: Inputs, tester: Reader) -> Point:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from spin_cli.activations import Feature
-from spin_cli.config import SelectConfig, worker_count
+from spin_cli.config import SelectConfig
+from spin_cli.workers import worker_count
 
 STANDARD = 4
 """Bytes per value of a standardised matrix."""

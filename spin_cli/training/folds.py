@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from spin_cli import mask, probe
 from spin_cli.activations import Feature
-from spin_cli.config import worker_count
 from spin_cli.dataset.stratification import deal_out
 from spin_cli.training.pick import Judged, Part
 from spin_cli.training.search import Split, walk_strengths
 from spin_cli.training.table import Choice, Ranked, Reader
+from spin_cli.workers import side_by_side
 
 RANK_TOL = 1e-2
 """Violation, relative to the penalty at zero weights, at which a fold's ranking is good enough."""
@@ -85,7 +82,7 @@ class Folds:
         seed: int,
         groups: NDArray[np.int64] | None = None,
     ) -> None:
-        self.reader, self.split, self.workers = reader, split, worker_count(workers)
+        self.reader, self.split, self.workers = reader, split, workers
         self.fold = fold_rows(split.codes, folds, seed, groups)
         self.ranked: list[dict[Feature, Ranked]] = [{} for _ in range(folds)]
 
@@ -97,7 +94,7 @@ class Folds:
         """Out-of-fold class probabilities (N, n_classes) of choices at given strengths."""
         shape = (len(self.split.codes), self.split.n_classes)
         probs = {(c, s): np.empty(shape) for c, listed in strengths.items() for s in listed}
-        with warnings.catch_warnings(), threadpool_limits(1):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", probe.ConvergenceWarning)  # loose on purpose
             for k in range(len(self.ranked)):
                 self._rank(k, strengths)
@@ -118,9 +115,7 @@ class Folds:
         # In the model's order, not in that in which threads were done: sums depend on it.
         ranked = {f: self.ranked[k][f] for f in self.reader.ranked if f in self.ranked[k]}
         reader = self.reader.with_ranking(ranked)
-        for choice in strengths:  # read once, here: the workers then only share it
-            for item in reader.matching(choice):
-                reader.ranked_columns(item)
+        reader.prepare(list(strengths))
 
         def one(choice: Choice) -> None:
             values = reader.gather(choice)
@@ -133,7 +128,7 @@ class Folds:
                     probs[choice, fitted.strength][outside] = fitted.val_probs
             step()
 
-        _side_by_side(one, list(strengths), self.workers)
+        side_by_side(one, list(strengths), self.workers, reader.count)
 
     def _rank(self, k: int, choices: Iterable[Choice]) -> None:
         """Fit the probes of one fold that *choices* read and that are not there yet."""
@@ -154,7 +149,7 @@ class Folds:
             )
 
         todo = [item for feature, item in wanted.items() if feature not in self.ranked[k]]
-        _side_by_side(one, todo, self.workers)
+        side_by_side(one, todo, self.workers, lambda item: item.feature.width)
 
 
 def _fit_from_above(
@@ -169,16 +164,3 @@ def _fit_from_above(
     for strength in np.geomspace(top, l1, STEPS)[:-1] if l1 < top else ():
         fit = probe.fit(X, codes, n_classes, l1=float(strength), init=fit, tol=RANK_TOL)
     return probe.fit(X, codes, n_classes, l1=l1, init=fit, tol=RANK_TOL)
-
-
-Item = TypeVar("Item")
-
-
-def _side_by_side(one: Callable[[Item], None], items: Sequence[Item], workers: int) -> None:
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for _ in pool.map(one, items):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from spin_cli import mask, probe
-from spin_cli.config import AblateConfig, worker_count
+from spin_cli.config import AblateConfig
+from spin_cli.workers import side_by_side
 
 Columns = NDArray[np.intp]
 Score = Callable[[Columns], float]
@@ -83,14 +82,9 @@ def measure(
         step()
         return found
 
-    with warnings.catch_warnings(), threadpool_limits(1):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", probe.ConvergenceWarning)  # as loose as in the search
-        with ThreadPoolExecutor(worker_count(config.workers)) as pool:
-            try:
-                scores = list(pool.map(one, sets))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        scores = side_by_side(one, sets, config.workers, len)
     whole, each = scores[0], 2 + 2 * config.draws
     points = []
     for place, eta in enumerate(config.etas):

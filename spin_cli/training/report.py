@@ -20,8 +20,9 @@ from spin_cli.training.inputs import Inputs, make_reader
 from spin_cli.training.label_decisions import choose_thresholds
 from spin_cli.training.label_report import compare_labels, cross_fit
 from spin_cli.training.pick import Judged, Part, frontier, score
-from spin_cli.training.search import fit_columns, walk_strengths
+from spin_cli.training.search import Fitted, fit_columns, walk_strengths
 from spin_cli.training.table import Reader
+from spin_cli.workers import side_by_side
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -125,17 +126,35 @@ def find_rivals(
     reader: Reader, tester: Reader, inputs: Inputs, notes: list[str], crossed: bool = False
 ) -> dict[str, Rival]:
     """The last layer, the best single layer, and TF-IDF where the texts are still there."""
-    rivals = {
-        "last_layer": whole_layer(reader, tester, inputs, last_layers(inputs), crossed),
-        "best_layer": whole_layer(reader, tester, inputs, best_layers(reader), crossed),
+    last, best = last_layers(inputs), best_layers(reader)
+    rivals: list[Rival | str] = []
+    fitted: dict[Feature, Fitted] = {}
+
+    def one(feature: Feature | None) -> None:
+        if feature is None:
+            rivals.append(words(inputs, crossed))
+        else:
+            fitted[feature] = fit_columns(reader.whole(feature), inputs.split)
+
+    side_by_side(one, [None, *dict.fromkeys([*best, *last])], inputs.config.workers)
+    found = {
+        name: whole_layer(reader, tester, inputs, [(f, fitted[f]) for f in features], crossed)
+        for name, features in (("last_layer", last), ("best_layer", best))
     }
-    if isinstance(inputs.texts, str):
-        notes.append(f"no TF-IDF baseline: {inputs.texts}")
-        return rivals
+    if isinstance(rivals[0], str):
+        notes.append(f"no TF-IDF baseline: {rivals[0]}")
+        return found
+    return found | {"tfidf": rivals[0]}
+
+
+def words(inputs: Inputs, crossed: bool) -> Rival | str:
+    """TF-IDF with logistic regression; or why it cannot be had."""
+    rows, texts = inputs.search_rows, inputs.texts
+    if isinstance(texts, str):
+        return texts
     try:
-        probs = baselines.tfidf(inputs.texts, inputs.codes, inputs.rows, len(inputs.classes))
+        probs = baselines.tfidf(texts, inputs.codes, inputs.rows, len(inputs.classes))
         if crossed:
-            rows, texts = inputs.search_rows, inputs.texts
 
             def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
                 part = {"train": rows[inside], "val": rows[outside], "test": rows[:0]}
@@ -143,9 +162,8 @@ def find_rivals(
 
             probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
     except ValueError as error:  # no text has a word
-        notes.append(f"no TF-IDF baseline: {error}")
-        return rivals
-    return rivals | {"tfidf": Rival({}, probs)}
+        return str(error)
+    return Rival({}, probs)
 
 
 def last_layers(inputs: Inputs) -> list[Feature]:
@@ -163,10 +181,13 @@ def best_layers(reader: Reader) -> list[Feature]:
 
 
 def whole_layer(
-    reader: Reader, tester: Reader, inputs: Inputs, features: Sequence[Feature], crossed: bool
+    reader: Reader,
+    tester: Reader,
+    inputs: Inputs,
+    fits: Sequence[tuple[Feature, Fitted]],
+    crossed: bool,
 ) -> Rival:
-    """Ridge logistic regression on all neurons of one matrix, the best of *features* on val."""
-    fits = [(f, fit_columns(reader.whole(f), inputs.split)) for f in features]
+    """Ridge logistic regression on all neurons of one matrix, the best of *fits* on val."""
     feature, fitted = max(fits, key=lambda pair: pair[1].rank)
     probs = {"val": fitted.val_probs}
     if len(inputs.rows["test"]):

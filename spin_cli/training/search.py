@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
-from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics, probe
-from spin_cli.config import ClassWeight, Metric, Penalty, Pooling, TrainConfig, worker_count
+from spin_cli.config import ClassWeight, Metric, Penalty, Pooling, TrainConfig
 from spin_cli.training.pick import Judged, Part, score
 from spin_cli.training.table import Choice, Reader
+from spin_cli.workers import side_by_side
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Penalties tried, as shares of the number of training rows."""
@@ -263,14 +262,8 @@ def try_all(
         return found
 
     listed = list(choices)
-    for choice in listed:  # read once, here: the workers then only share it
-        for item in reader.matching(choice):
-            reader.ranked_columns(item)
-    with warnings.catch_warnings(), threadpool_limits(1):
+    reader.prepare(listed)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", probe.ConvergenceWarning)  # candidates may be loose
-        with ThreadPoolExecutor(worker_count(config.workers)) as pool:
-            try:
-                return [found for found in pool.map(one, listed) if found is not None]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        found = side_by_side(one, listed, config.workers, reader.count)
+    return [item for item in found if item is not None]

@@ -9,20 +9,19 @@ other layers, heads of every depth come from the same regressions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from spin_cli import metrics, probe
 from spin_cli.activations import Feature
-from spin_cli.config import ClassWeight, worker_count
+from spin_cli.config import ClassWeight
 from spin_cli.training.folds import fold_rows
 from spin_cli.training.pick import Judged, Linear, Part
 from spin_cli.training.ridge import Ridge, fit_ridge, targets
 from spin_cli.training.search import Split
 from spin_cli.training.table import SITES, Choice, Reader
+from spin_cli.workers import side_by_side
 
 FOLDS = 5
 WIDEST = 4096
@@ -78,18 +77,14 @@ def fit_stacks(
         others = values[:0] if judge is None else values[judge]
         return feature, fit, others.astype(np.float64) @ fit.weight.T + fit.bias
 
-    with threadpool_limits(1), ThreadPoolExecutor(worker_count(workers)) as pool:
-        try:
-            levels = [found for found in pool.map(one, features) if found is not None]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        place = {name: at for at, name in enumerate(reader.layers)}
-        within = [[lv for lv in levels if place[lv[0].layer] <= depth] for depth in depths]
-        jobs = [(d, lv) for d, lv in zip(depths, within, strict=True) if lv]
-        return list(
-            pool.map(lambda job: _join(job[0], job[1], split, Y, weight, fold, judge), jobs)
-        )
+    fitted = side_by_side(one, features, workers, lambda feature: feature.width)
+    levels = [found for found in fitted if found is not None]
+    place = {name: at for at, name in enumerate(reader.layers)}
+    within = [[lv for lv in levels if place[lv[0].layer] <= depth] for depth in depths]
+    jobs = [(d, lv) for d, lv in zip(depths, within, strict=True) if lv]
+    return side_by_side(
+        lambda job: _join(*job, split, Y, weight, fold, judge), jobs, workers, lambda job: job[0]
+    )
 
 
 def _join(

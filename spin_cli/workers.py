@@ -1,0 +1,54 @@
+"""Work shared out over threads, each on one core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def worker_count(wanted: int) -> int:
+    """Threads to use: what was asked for, else one for each core this process may use."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return wanted or cores
+
+
+def side_by_side(
+    one: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    size: Callable[[Item], float] | None = None,
+) -> list[Result]:
+    """Apply *one* to every item; an exception, or an interrupt, drops what has not begun.
+
+    Parameters
+    ----------
+    workers : threads; 0: one for each core
+    size : what an item costs, in any unit. The dearest are begun first, so that no thread is left
+        with one when the others are done (Graham 1969).
+
+    Returns
+    -------
+    list
+        Results in the order of *items*.
+    """
+    order = list(range(len(items)))
+    if size is not None:
+        costs = [size(item) for item in items]
+        order.sort(key=lambda place: -costs[place])
+    with threadpool_limits(1), ThreadPoolExecutor(worker_count(workers)) as pool:
+        try:
+            found = list(pool.map(lambda place: one(items[place]), order))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    by_place = dict(zip(order, found, strict=True))
+    return [by_place[place] for place in range(len(items))]
