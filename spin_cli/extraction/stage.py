@@ -31,9 +31,9 @@ from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import compute_window, make_blocks
 from spin_cli.ranks import Ranks
 
-TRIM_EVERY = 16
-"""Batches after which the heap's free pages are handed back: seconds of work, against
-milliseconds."""
+TRIM_EVERY = 4
+"""Batches after which the heap's free pages are handed back: half a second of work, against
+milliseconds. With 16 the peak grew by 4% over 23,000 texts more, with 4 by 2%."""
 
 
 def extract(
