@@ -234,6 +234,17 @@ def test_a_phrase_that_stands_in_every_text_joins_none():
     assert len(set(near_duplicates(texts))) > 40
 
 
+def test_val_rows_that_are_much_like_train_rows_are_told():
+    rows = {"train": np.arange(60), "val": np.arange(60, 100)}
+    groups = np.arange(100)
+    groups[60:63] = [7, 7, 8]
+    (note,) = stage.twins_note(SimpleNamespace(groups=groups, rows=rows))
+    assert note.startswith("8% of the val rows")
+    groups[60:62] = 60, 61
+    assert stage.twins_note(SimpleNamespace(groups=groups, rows=rows)) == []
+    assert stage.twins_note(SimpleNamespace(groups=None, rows=rows)) == []
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_groups_stay_within_a_fold_and_classes_stay_even(seed):
     rng = np.random.default_rng(seed)

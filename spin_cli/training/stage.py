@@ -54,6 +54,8 @@ class Weights:
     hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
 
 
+TWINS = 0.05
+"""Share of val rows with a near-duplicate in train from which on a word is said."""
 FINAL_TOL = 1e-4
 """Gradient, relative to that at zero weights, to which the chosen head is solved."""
 
@@ -96,7 +98,7 @@ def train(
         found, weights = fit_hidden(reader, inputs, found)
     else:
         weights = fit_final(reader, inputs, found)
-    notes: list[str] = []
+    notes = twins_note(inputs) if found.evidence.what == "val" else []
     head, scaling = build_head(reader, inputs, found, weights, notes)
     report = measure(source, inputs, found, head, scaling, notes)
     with artifacts.building(output, force=force) as folder:
@@ -134,6 +136,20 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
     parts = [replace(part, share=1.0) for part in found.best.parts]
     shares = [part.share for part in found.best.parts]
     return mean_probs([judged[part] for part in parts], shares, inputs.split.kind)
+
+
+def twins_note(inputs: Inputs) -> list[str]:
+    """A word on val rows that are too much like train rows to judge by."""
+    if inputs.groups is None:
+        return []
+    train, val = np.split(inputs.groups, [len(inputs.rows["train"])])
+    share = float(np.isin(val, train).mean())
+    if share < TWINS:
+        return []
+    return [
+        f"{share:.0%} of the val rows have much of their wording in common with train rows, so that"
+        " scores on val are too high: give a val file of other texts"
+    ]
 
 
 def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
