@@ -17,14 +17,8 @@ from benchmarks.folders import derive, relabel
 from benchmarks.scoring import of_report, score
 from benchmarks.sets import Rows, per_class, write_rows
 from spin_cli import activations, artifacts, selection, training
-from spin_cli.config import (
-    DEFAULT_ETAS,
-    Control,
-    Pooling,
-    SelectConfig,
-    Site,
-    TrainConfig,
-)
+from spin_cli.choices import Control, Pooling, Site
+from spin_cli.config import DEFAULT_ETAS, SelectConfig, TrainConfig
 from spin_cli.metrics import score_function
 from spin_cli.probe import standardise
 from spin_cli.probe.reference import fit_reference

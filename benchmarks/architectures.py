@@ -33,7 +33,7 @@ from spin_cli.backbone.discovery import discover, probe_inputs  # noqa: E402
 from spin_cli.backbone.hooks import hooked  # noqa: E402
 from spin_cli.backbone.layout import Layout  # noqa: E402
 from spin_cli.backbone.partial import shorten  # noqa: E402
-from spin_cli.config import Site  # noqa: E402
+from spin_cli.choices import Site  # noqa: E402
 from spin_cli.errors import SpinError  # noqa: E402
 
 TASKS = (

@@ -18,7 +18,7 @@ from benchmarks.scoring import Clock, judge
 from benchmarks.sets import read_splits
 from spin_cli import activations, artifacts
 from spin_cli.activations import Feature, Samples
-from spin_cli.config import Metric, Site, StorageDtype
+from spin_cli.choices import Metric, Site, StorageDtype
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C on standardised features."""

@@ -33,14 +33,8 @@ from benchmarks.scoring import Clock, circumstances, fastest  # noqa: E402
 from benchmarks.sets import prepare  # noqa: E402
 from benchmarks.tables import markdown  # noqa: E402
 from spin_cli import activations, artifacts, extraction, prediction, selection, training  # noqa: E402
-from spin_cli.config import (  # noqa: E402
-    ModelConfig,
-    Pooling,
-    PredictConfig,
-    SelectConfig,
-    Solver,
-    TrainConfig,
-)
+from spin_cli.choices import Pooling, Solver  # noqa: E402
+from spin_cli.config import ModelConfig, PredictConfig, SelectConfig, TrainConfig  # noqa: E402
 from spin_cli.probe import standardise  # noqa: E402
 
 MODEL = "bundled:minilm"

@@ -18,16 +18,13 @@ from benchmarks.folders import derive
 from benchmarks.scoring import Clock, judge, of_report
 from benchmarks.sets import TASKS, Rows, read_splits, sample, write_rows
 from spin_cli import artifacts, backbone, extraction, prediction, selection, training
+from spin_cli.choices import Metric, Penalty, Pooling, Solver
 from spin_cli.config import (
     DataConfig,
     ExtractConfig,
-    Metric,
     ModelConfig,
-    Penalty,
-    Pooling,
     PredictConfig,
     SelectConfig,
-    Solver,
     TrainConfig,
 )
 from spin_cli.head import load_head

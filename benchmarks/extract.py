@@ -39,14 +39,8 @@ import torch  # noqa: E402
 
 from spin_cli import backbone, extraction  # noqa: E402
 from spin_cli.backbone.discovery import probe_inputs  # noqa: E402
-from spin_cli.config import (  # noqa: E402
-    DataConfig,
-    Dtype,
-    ExtractConfig,
-    ModelConfig,
-    Pooling,
-    Site,
-)
+from spin_cli.choices import Dtype, Pooling, Site  # noqa: E402
+from spin_cli.config import DataConfig, ExtractConfig, ModelConfig  # noqa: E402
 
 Timed = Callable[[], object]
 

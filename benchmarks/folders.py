@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.sets import Rows, read_rows, read_splits, write_rows
 from spin_cli import activations, artifacts
 from spin_cli.activations import Feature
-from spin_cli.config import SPLITS, DataConfig, ModelConfig, Pooling, Site, StorageDtype
+from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.config import SPLITS, DataConfig, ModelConfig
 from spin_cli.dataset.splits import pick_val, sort_labels
 
 

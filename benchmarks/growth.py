@@ -33,15 +33,8 @@ from benchmarks.scoring import Clock, circumstances  # noqa: E402
 from benchmarks.sets import write_rows  # noqa: E402
 from benchmarks.tables import markdown  # noqa: E402
 from spin_cli import Classifier, artifacts, extraction, selection, training  # noqa: E402
-from spin_cli.config import (  # noqa: E402
-    DataConfig,
-    ExtractConfig,
-    ModelConfig,
-    Pooling,
-    SelectConfig,
-    Site,
-    TrainConfig,
-)
+from spin_cli.choices import Pooling, Site  # noqa: E402
+from spin_cli.config import DataConfig, ExtractConfig, ModelConfig, SelectConfig, TrainConfig  # noqa: E402
 
 BASE = {"rows": 2000, "layers": 6, "width": 384}
 MODEL_BASE = {"rows": 500, "layers": 6, "width": 128}

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.scoring import Clock, score
 from benchmarks.sets import Rows, read_rows
 from spin_cli.backbone.resolve import locate
-from spin_cli.config import Metric, ModelConfig
+from spin_cli.choices import Metric
+from spin_cli.config import ModelConfig
 
 MAX_STEPS = 300
 """SetFit's contrastive steps, batches of 16 pairs: its own default takes hours on two cores."""

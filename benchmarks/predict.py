@@ -32,7 +32,8 @@ from spin_cli.backbone import loading  # noqa: E402
 from spin_cli.backbone.discovery import probe_inputs  # noqa: E402
 from spin_cli.backbone.partial import shorten  # noqa: E402
 from spin_cli.backbone.resolve import locate  # noqa: E402
-from spin_cli.config import ModelConfig, Pooling, PredictConfig, Site, StorageDtype  # noqa: E402
+from spin_cli.choices import Pooling, Site, StorageDtype  # noqa: E402
+from spin_cli.config import ModelConfig, PredictConfig  # noqa: E402
 from spin_cli.head import Head, HeadFeature, blocks_needed, save_head  # noqa: E402
 
 DEPTHS = {"bundled:smollm2": (8, 15, 22), "bundled:minilm": (2, 3, 4)}

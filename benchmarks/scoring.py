@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from spin_cli import artifacts, metrics
-from spin_cli.config import Metric
+from spin_cli.choices import Metric
 
 RESAMPLES = 1000
 

@@ -126,7 +126,7 @@ def make_random(folder: Path, rows: int, layers: int, widths: dict[str, int]) ->
     import torch
 
     from spin_cli import activations, artifacts
-    from spin_cli.config import Pooling, Site, StorageDtype
+    from spin_cli.choices import Pooling, Site, StorageDtype
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spin_cli.config import SPLITS, Metric
+from spin_cli.choices import Metric
+from spin_cli.config import SPLITS
 
 VAL_SEED = 42
 Rows = list[tuple[str, str]]

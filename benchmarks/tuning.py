@@ -19,7 +19,8 @@ from benchmarks.sets import Rows
 from spin_cli import backbone, metrics
 from spin_cli.backbone import Backbone
 from spin_cli.backbone.discovery import probe_inputs
-from spin_cli.config import Metric, ModelConfig
+from spin_cli.choices import Metric
+from spin_cli.config import ModelConfig
 
 WARM_UP, DECAY, CLIP = 0.1, 0.01, 1.0
 HEAD_RATE = 1e-3

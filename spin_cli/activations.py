@@ -20,7 +20,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli.config import SPLITS, Pooling, Site, StorageDtype
+from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.config import SPLITS
 from spin_cli.errors import ArtifactError
 
 SAMPLES = "samples.h5"

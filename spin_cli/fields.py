@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from spin_cli.config import Metric, StorageDtype
+from spin_cli.choices import Metric, StorageDtype
 from spin_cli.errors import ArtifactError
 
 MAX_JSON_BYTES = 64 * 2**20

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli.config import Metric
+from spin_cli.choices import Metric
 
 Indicator = NDArray[Any]
 F64 = NDArray[np.float64]

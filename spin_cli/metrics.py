@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import label_metrics
-from spin_cli.config import Metric
+from spin_cli.choices import Metric
 
 Codes = NDArray[Any]
 Probs = NDArray[np.float64]

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import torch
 
-from spin_cli.config import Pooling
+from spin_cli.choices import Pooling
 
 Span = tuple[int, int]
 """First position that counts, and one behind the last."""

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from spin_cli import activations, artifacts, metrics, selection
 from spin_cli.activations import Feature
-from spin_cli.config import Pooling, SelectConfig, Site, StorageDtype
+from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.config import SelectConfig
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import load_head
 from spin_cli.training.ablation import AblateConfig, ablate

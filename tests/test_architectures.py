@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from spin_cli.backbone.discovery import discover, probe_inputs
 from spin_cli.backbone.hooks import hooked
 from spin_cli.backbone.layout import Layout, summarise
-from spin_cli.config import Site
+from spin_cli.choices import Site
 from spin_cli.errors import ModelError
 
 H, N, L, V = 32, 48, 3, 40

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from spin_cli import backbone
-from spin_cli.config import Long, ModelConfig, Pooling, Side, Site
+from spin_cli.choices import Long, Pooling, Side, Site
+from spin_cli.config import ModelConfig
 from spin_cli.errors import DataError, ModelError
 
 WORDS = "the a film was not very good bad at all but I liked it never dull and then again".split()  # noqa: SIM905

@@ -11,7 +11,8 @@ import transformers as tf
 
 from spin_cli import backbone
 from spin_cli.backbone import resolve
-from spin_cli.config import ModelConfig, Pooling, Site
+from spin_cli.choices import Pooling, Site
+from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError
 from tests.test_backbone import TEXTS, save_model, save_tokenizer, spin_features
 

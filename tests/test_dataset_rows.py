@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spin_cli.config import MAX_TEXT_CHARS, Format
+from spin_cli.choices import Format
+from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset import Row, detect_format, read_rows
 from spin_cli.errors import DataError, SpinError, UsageError
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_cli.config import DataConfig, Format
+from spin_cli.choices import Format
+from spin_cli.config import DataConfig
 from spin_cli.dataset import scan
 from spin_cli.dataset.splits import pick_val, sort_labels
 from spin_cli.errors import DataError, SpinError, UsageError

@@ -35,15 +35,8 @@ from benchmarks import (
 )
 from spin_cli import activations, selection, training
 from spin_cli.activations import Feature
-from spin_cli.config import (
-    Metric,
-    ModelConfig,
-    Pooling,
-    SelectConfig,
-    Site,
-    StorageDtype,
-    TrainConfig,
-)
+from spin_cli.choices import Metric, Pooling, Site, StorageDtype
+from spin_cli.config import ModelConfig, SelectConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"

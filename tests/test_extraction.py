@@ -26,14 +26,8 @@ from spin_cli import activations, artifacts, backbone, extraction
 from spin_cli.activations import features_of
 from spin_cli.backbone import gathering
 from spin_cli.backbone.batching import split
-from spin_cli.config import (
-    MAX_OVERLAP,
-    Long,
-    ModelConfig,
-    Pooling,
-    Site,
-    StorageDtype,
-)
+from spin_cli.choices import Long, Pooling, Site, StorageDtype
+from spin_cli.config import MAX_OVERLAP, ModelConfig
 from spin_cli.errors import ArtifactError, ModelError, UsageError
 from spin_cli.extraction import planning
 from spin_cli.extraction.windows import settle_overflow

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from spin_cli import backbone, metrics, probe
-from spin_cli.config import Dtype, Metric, ModelConfig, Pooling, SelectConfig, Site
+from spin_cli.choices import Dtype, Metric, Pooling, Site
+from spin_cli.config import ModelConfig, SelectConfig
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from spin_cli import artifacts
-from spin_cli.config import ModelConfig, Pooling, Site, StorageDtype
+from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.config import ModelConfig
 from spin_cli.errors import ArtifactError
 from spin_cli.head import CONFIG, WEIGHTS, Head, HeadFeature, load_head, save_head
 

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from spin_cli import activations, inspection
 from spin_cli.activations import Feature
+from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.cli.terminal import bar, printable
-from spin_cli.config import Pooling, Site, StorageDtype
 from spin_cli.inspection import overlap, statistics
 from spin_cli.inspection.tree import hdf5_tree
 

@@ -24,7 +24,8 @@ from transformers import (
 from spin_cli import backbone
 from spin_cli.backbone import adapters, placing
 from spin_cli.backbone.partial import narrow
-from spin_cli.config import Bits, Long, ModelConfig, Pooling, Side, Site
+from spin_cli.choices import Bits, Long, Pooling, Side, Site
+from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError
 from tests import test_backbone as made
 from tests.helpers import write_csv

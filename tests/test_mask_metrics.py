@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sk
 
 from spin_cli import activations, mask, metrics
-from spin_cli.config import Pooling, StorageDtype
+from spin_cli.choices import Pooling, StorageDtype
 from spin_cli.extraction.windows import to_disk
 from spin_cli.pooling import pool
 

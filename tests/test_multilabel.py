@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 from spin_cli import Classifier, artifacts, label_metrics, metrics, probe, verification
-from spin_cli.config import Calibration, DataConfig, Metric, SelectConfig, Solver
+from spin_cli.choices import Calibration, Metric, Solver
+from spin_cli.config import DataConfig, SelectConfig
 from spin_cli.dataset import read_rows, scan
 from spin_cli.dataset.labels import LabelError, parse_labels
 from spin_cli.dataset.stratification import deal_out, pick_val_labels

@@ -13,7 +13,7 @@ import pytest
 import tomllib
 
 from spin_cli import artifacts, extraction, pipeline, recipe
-from spin_cli.config import Control, HeadKind, Pooling
+from spin_cli.choices import Control, HeadKind, Pooling
 from spin_cli.errors import UsageError
 from tests.helpers import MODEL
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from spin_cli import prediction
-from spin_cli.config import OnError, PredictConfig
+from spin_cli.choices import OnError
+from spin_cli.config import PredictConfig
 from spin_cli.errors import DataError
 from spin_cli.prediction import sharing
 from spin_cli.ranks import Ranks

@@ -25,7 +25,8 @@ from transformers import (
 
 from spin_cli import backbone
 from spin_cli.backbone.partial import Nothing, depth_for, narrow
-from spin_cli.config import ModelConfig, Pooling, Site
+from spin_cli.choices import Pooling, Site
+from spin_cli.config import ModelConfig
 from tests import test_backbone as made
 from tests.test_backbone import TEXTS, save_model
 

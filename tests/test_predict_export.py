@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from spin_cli import prediction
-from spin_cli.config import ExportFormat, PredictConfig
+from spin_cli.choices import ExportFormat
+from spin_cli.config import PredictConfig
 from spin_cli.errors import ModelError
 from spin_cli.prediction import export as exports
 from tests.helpers import ENV, json_lines, sentences

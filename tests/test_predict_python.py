@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from spin_cli import artifacts, prediction
 from spin_cli.activations import from_disk, to_disk
 from spin_cli.backbone import read_states
-from spin_cli.config import Pooling, PredictConfig, StorageDtype
+from spin_cli.choices import Pooling, StorageDtype
+from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.prediction.reasons import contributions, explain
 from tests.helpers import ENV, json_lines, sentences

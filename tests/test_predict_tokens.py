@@ -9,7 +9,8 @@ import pytest
 
 from spin_cli import artifacts, backbone, prediction
 from spin_cli.backbone import Encoded
-from spin_cli.config import ModelConfig, Pooling, PredictConfig, Site, StorageDtype
+from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.config import ModelConfig, PredictConfig
 from spin_cli.errors import ModelError
 from spin_cli.head import Head, HeadFeature, blocks_needed, save_head
 from spin_cli.prediction.prefixes import prefix_probabilities

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from spin_cli import metrics, probe
-from spin_cli.config import Metric, SelectConfig
+from spin_cli.choices import Metric
+from spin_cli.config import SelectConfig
 from spin_cli.probe.device import DeviceRows, standardise_on, transform_on
 from tests.test_probe import AWKWARD, make, null_loss, worst_violation
 

@@ -15,16 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from spin_cli import artifacts, extraction, metrics, reports, selection, training
+from spin_cli.choices import HeadKind, Pooling, Site
 from spin_cli.cli import app
 from spin_cli.config import (
     DataConfig,
     ExtractConfig,
-    HeadKind,
     ModelConfig,
-    Pooling,
     ReportConfig,
     SelectConfig,
-    Site,
     TrainConfig,
 )
 from spin_cli.errors import ArtifactError, ModelError

@@ -17,16 +17,8 @@ import pytest
 import torch
 
 from spin_cli import artifacts, extraction, mask, metrics, probe, selection
-from spin_cli.config import (
-    Control,
-    DataConfig,
-    ExtractConfig,
-    Metric,
-    ModelConfig,
-    Pooling,
-    SelectConfig,
-    Solver,
-)
+from spin_cli.choices import Control, Metric, Pooling, Solver
+from spin_cli.config import DataConfig, ExtractConfig, ModelConfig, SelectConfig
 from spin_cli.errors import ModelError, UsageError
 from tests.helpers import PATIENCE
 
@@ -119,7 +111,7 @@ def test_where_probes_are_solved(monkeypatch):
 
 def test_large_matrices_are_solved_one_by_one_unless_asked_otherwise(monkeypatch):
     from spin_cli.activations import Feature
-    from spin_cli.config import Site
+    from spin_cli.choices import Site
     from spin_cli.selection import memory
 
     monkeypatch.setattr(os, "sysconf", lambda name: 2**20 if name == "SC_AVPHYS_PAGES" else 2**16)
@@ -132,7 +124,7 @@ def test_large_matrices_are_solved_one_by_one_unless_asked_otherwise(monkeypatch
 
 def test_memory_comes_before_threads():
     from spin_cli.activations import Feature
-    from spin_cli.config import Site
+    from spin_cli.choices import Site
     from spin_cli.selection import memory
 
     small = Feature("layer_01", Site.HIDDEN, Pooling.MEAN, 100)

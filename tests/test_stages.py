@@ -16,16 +16,13 @@ from safetensors.numpy import load_file
 
 from spin_cli import activations, artifacts, extraction, metrics, prediction, selection, training
 from spin_cli.activations import Feature
+from spin_cli.choices import HeadKind, Pooling, Site, StorageDtype
 from spin_cli.config import (
     DataConfig,
     ExtractConfig,
-    HeadKind,
     ModelConfig,
-    Pooling,
     PredictConfig,
     SelectConfig,
-    Site,
-    StorageDtype,
     TrainConfig,
 )
 from spin_cli.errors import ArtifactError, DataError

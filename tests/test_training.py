@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from spin_cli import activations, metrics, probe
 from spin_cli.activations import Feature
-from spin_cli.config import (
+from spin_cli.choices import (
     Calibration,
     ClassWeight,
     HeadKind,
@@ -25,8 +25,8 @@ from spin_cli.config import (
     Pooling,
     Site,
     StorageDtype,
-    TrainConfig,
 )
+from spin_cli.config import TrainConfig
 from spin_cli.errors import DataError, UsageError
 from spin_cli.training import baselines, calibration, contest, duplicates, mlp, search, stage
 from spin_cli.training.blend import blends

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.prompting import Tokens, tokenise
-from spin_cli.config import Long, Side
+from spin_cli.choices import Long, Side
 from spin_cli.errors import DataError
 
 ENOUGH_TOKENS = 1024

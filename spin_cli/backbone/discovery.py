@@ -20,7 +20,7 @@ from spin_cli.backbone.finding import block_count, find_blocks, find_sites
 from spin_cli.backbone.hooks import first_tensor, hooked
 from spin_cli.backbone.layout import Hook, Layout, Stack
 from spin_cli.backbone.placing import input_device
-from spin_cli.config import Site
+from spin_cli.choices import Site
 from spin_cli.errors import ModelError
 
 PROBE_BATCH, PROBE_TOKENS = 2, 5  # unequal, and unlike any width, so that axes can be told apart

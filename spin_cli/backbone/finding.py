@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from spin_cli.backbone.layout import Hook
-from spin_cli.config import Site
+from spin_cli.choices import Site
 from spin_cli.errors import ModelError
 
 NOT_FFN = re.compile(

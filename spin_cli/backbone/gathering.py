@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spin_cli.backbone.batching import Encoded, Part, plan_batches
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.reading import Wanted, read
-from spin_cli.config import Pooling, Site
+from spin_cli.choices import Pooling, Site
 from spin_cli.errors import ModelError
 
 Key = tuple[str, Site, Pooling]

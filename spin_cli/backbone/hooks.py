@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spin_cli.backbone.layout import Hook, Stack
-from spin_cli.config import Site
+from spin_cli.choices import Site
 
 Take = Callable[[str, Site, torch.Tensor], None]
 """Takes (layer, site, (B, T, F) states) as each becomes known."""

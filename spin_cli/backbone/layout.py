@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from spin_cli.config import Site
+from spin_cli.choices import Site
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from spin_cli.backbone.discovery import probe_inputs
 from spin_cli.backbone.finding import NOT_FFN
 from spin_cli.backbone.layout import Hook, Stack
 from spin_cli.backbone.placing import input_device
-from spin_cli.config import Site
+from spin_cli.choices import Site
 from spin_cli.errors import ArtifactError
 
 Depth = int | Mapping[str, int | None] | None

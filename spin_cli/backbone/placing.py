@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from spin_cli.config import Bits, Dtype, ModelConfig
+from spin_cli.choices import Bits, Dtype
+from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError
 from spin_cli.ranks import current
 

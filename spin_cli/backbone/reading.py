@@ -15,7 +15,7 @@ import torch
 from spin_cli.backbone.discovery import probe_inputs
 from spin_cli.backbone.hooks import hooked
 from spin_cli.backbone.loading import Backbone
-from spin_cli.config import Pooling, Site
+from spin_cli.choices import Pooling, Site
 from spin_cli.errors import ModelError
 from spin_cli.pooling import pool
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from spin_cli.choices import Pooling
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed, numbers
 from spin_cli.cli.terminal import print_json, print_line, print_table, progress_bar, say
-from spin_cli.config import DEFAULT_ETAS_TEXT, AblateConfig, Pooling
+from spin_cli.config import DEFAULT_ETAS_TEXT, AblateConfig
 from spin_cli.errors import ArtifactError, UsageError
 
 SITES = ("hidden", "ffn", "gate", "both")

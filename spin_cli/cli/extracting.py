@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spin_cli.choices import Dtype, Format, Long, Pooling, Side, Site
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
 from spin_cli.cli.terminal import (
@@ -17,18 +18,7 @@ from spin_cli.cli.terminal import (
     progress_bar,
     say,
 )
-from spin_cli.config import (
-    DEFAULT_MAX_LENGTH,
-    DataConfig,
-    Dtype,
-    ExtractConfig,
-    Format,
-    Long,
-    ModelConfig,
-    Pooling,
-    Side,
-    Site,
-)
+from spin_cli.config import DEFAULT_MAX_LENGTH, DataConfig, ExtractConfig, ModelConfig
 
 
 def extract(

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from spin_cli.config import (
-    MAX_OVERLAP,
+from spin_cli.choices import (
     Calibration,
     ClassWeight,
     Dtype,
@@ -25,6 +24,7 @@ from spin_cli.config import (
     Site,
     StorageDtype,
 )
+from spin_cli.config import MAX_OVERLAP
 
 DECISIONS = "Decisions"
 INPUT = "Input"

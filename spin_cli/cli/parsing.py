@@ -6,9 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spin_cli.config import (
-    Bits,
-)
+from spin_cli.choices import Bits
 from spin_cli.errors import UsageError
 
 Choice = TypeVar("Choice", bound=Enum)

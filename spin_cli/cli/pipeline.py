@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spin_cli.choices import Dtype, Format, Pooling, Site
 from spin_cli.cli import options as o
 from spin_cli.cli.extracting import run_extract, show_estimate
 from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
@@ -15,7 +16,7 @@ from spin_cli.cli.selecting import run_select
 from spin_cli.cli.style import Style
 from spin_cli.cli.terminal import print_json, print_table, say
 from spin_cli.cli.training import layers_run, print_report, run_train
-from spin_cli.config import DEFAULT_MAX_LENGTH, Dtype, Format, Pooling, PredictConfig, Site
+from spin_cli.config import DEFAULT_MAX_LENGTH, PredictConfig
 from spin_cli.errors import ArtifactError, DataError, UsageError
 
 if TYPE_CHECKING:  # torch has to wait until a command runs

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spin_cli.choices import Dtype, Format, OnError, OutputFormat
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import read_map
 from spin_cli.cli.running import Run, show_scores
 from spin_cli.cli.terminal import print_json, say
 from spin_cli.cli.writing import partial_path
-from spin_cli.config import Dtype, Format, OnError, OutputFormat, PredictConfig
+from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.ranks import Ranks, current
 

@@ -7,10 +7,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin_cli.choices import OutputFormat
 from spin_cli.cli.style import Style, trace_record
 from spin_cli.cli.terminal import print_json, print_table, progress_bar, say
 from spin_cli.cli.writing import partial_path, writing, writing_lines
-from spin_cli.config import OutputFormat, PredictConfig
+from spin_cli.config import PredictConfig
 from spin_cli.ranks import Ranks
 
 if TYPE_CHECKING:  # torch has to wait until a command runs

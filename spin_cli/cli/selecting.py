@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spin_cli.choices import Control, Solver
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import numbers
 from spin_cli.cli.terminal import (
@@ -15,12 +16,7 @@ from spin_cli.cli.terminal import (
     progress_bar,
     say,
 )
-from spin_cli.config import (
-    DEFAULT_ETAS_TEXT,
-    Control,
-    SelectConfig,
-    Solver,
-)
+from spin_cli.config import DEFAULT_ETAS_TEXT, SelectConfig
 
 
 def select(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from spin_cli.config import OutputFormat, PredictConfig
+from spin_cli.choices import OutputFormat
+from spin_cli.config import PredictConfig
 
 if TYPE_CHECKING:  # torch has to wait until a command runs
     from spin_cli.prediction import Prediction

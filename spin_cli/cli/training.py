@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spin_cli.choices import Calibration, ClassWeight, HeadKind, Penalty, Search
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import numbers
 from spin_cli.cli.terminal import (
@@ -16,15 +17,7 @@ from spin_cli.cli.terminal import (
     progress_bar,
     say,
 )
-from spin_cli.config import (
-    DEFAULT_ETAS_TEXT,
-    Calibration,
-    ClassWeight,
-    HeadKind,
-    Penalty,
-    Search,
-    TrainConfig,
-)
+from spin_cli.config import DEFAULT_ETAS_TEXT, TrainConfig
 from spin_cli.errors import UsageError
 
 

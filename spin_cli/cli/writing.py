@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin_cli.choices import OutputFormat
 from spin_cli.cli.style import Style
-from spin_cli.config import OutputFormat
 from spin_cli.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:  # torch has to wait until a command runs

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli.config import SPLITS, DataConfig, Format
+from spin_cli.choices import Format
+from spin_cli.config import SPLITS, DataConfig
 from spin_cli.dataset.arrow import hash_saved, is_saved_dataset
 from spin_cli.dataset.checks import (
     check_classes,

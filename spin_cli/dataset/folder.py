@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spin_cli.config import SPLITS, Format
+from spin_cli.choices import Format
+from spin_cli.config import SPLITS
 from spin_cli.dataset.arrow import is_saved_dataset
 from spin_cli.dataset.formats import EXTENSIONS, split_name
 from spin_cli.dataset.records import list_names

@@ -6,7 +6,7 @@ import importlib
 from pathlib import PurePath
 from typing import Any
 
-from spin_cli.config import Format
+from spin_cli.choices import Format
 from spin_cli.errors import UsageError
 
 STDIN = "-"

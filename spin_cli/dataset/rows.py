@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_cli.config import MAX_TEXT_CHARS, Format
+from spin_cli.choices import Format
+from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
 from spin_cli.dataset.formats import detect_format, import_parquet
 from spin_cli.dataset.labels import LabelError, check_separator, parse_labels

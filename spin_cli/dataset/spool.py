@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spin_cli import ranks
-from spin_cli.config import Format
+from spin_cli.choices import Format
 from spin_cli.dataset.formats import STDIN
 from spin_cli.dataset.streams import open_bytes
 from spin_cli.errors import DataError, UsageError

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spin_cli import activations, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone, Encoded
-from spin_cli.config import Pooling, Site, StorageDtype
+from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.dataset import Row
 from spin_cli.errors import ModelError
 

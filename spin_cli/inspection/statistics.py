@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spin_cli import activations
 from spin_cli.activations import Feature
-from spin_cli.config import StorageDtype
+from spin_cli.choices import StorageDtype
 
 BLOCK_VALUES = 2**21
 """Values that are looked at at once: about 30 MiB with all copies."""

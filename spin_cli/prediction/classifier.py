@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from spin_cli.config import Dtype, PredictConfig
+from spin_cli.choices import Dtype
+from spin_cli.config import PredictConfig
 from spin_cli.errors import DataError
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.stream import fixed_windows

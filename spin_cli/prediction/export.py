@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from spin_cli import artifacts
 from spin_cli.backbone.batching import refuse_parts
-from spin_cli.config import ExportFormat, PredictConfig
+from spin_cli.choices import ExportFormat
+from spin_cli.config import PredictConfig
 from spin_cli.errors import ModelError, UsageError
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.program import Program

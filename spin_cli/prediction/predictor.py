@@ -14,15 +14,8 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, backbone
 from spin_cli.backbone import Backbone, Encoded
 from spin_cli.backbone.partial import depth_for, narrow
-from spin_cli.config import (
-    Dtype,
-    ModelConfig,
-    Pooling,
-    PredictConfig,
-    Site,
-    StorageDtype,
-    from_plain,
-)
+from spin_cli.choices import Dtype, Pooling, Site, StorageDtype
+from spin_cli.config import ModelConfig, PredictConfig, from_plain
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import Head, HeadFeature, load_head
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from spin_cli import backbone
 from spin_cli.backbone import Encoded
-from spin_cli.config import OnError, Pooling, PredictConfig, Site
+from spin_cli.choices import OnError, Pooling, Site
+from spin_cli.config import PredictConfig
 from spin_cli.dataset import BadRow, Row
 from spin_cli.errors import DataError, ModelError, UsageError
 from spin_cli.prediction.predictor import Predictor

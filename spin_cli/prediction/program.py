@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from spin_cli import backbone
-from spin_cli.config import Pooling, Site
+from spin_cli.choices import Pooling, Site
 from spin_cli.prediction.predictor import STORED, Predictor
 
 

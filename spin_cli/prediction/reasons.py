@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from spin_cli import backbone
 from spin_cli.backbone import Encoded
-from spin_cli.config import Pooling, PredictConfig, Site
+from spin_cli.choices import Pooling, Site
+from spin_cli.config import PredictConfig
 from spin_cli.errors import UsageError
 from spin_cli.head import Head
 from spin_cli.prediction.predictor import Predictor

@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spin_cli.config import OutputFormat, PredictConfig
+from spin_cli.choices import OutputFormat
+from spin_cli.config import PredictConfig
 from spin_cli.dataset import BadRow, Row, split_labels
 from spin_cli.errors import ArtifactError, DataError, UsageError
 from spin_cli.prediction.predictor import Predictor

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.backbone import Encoded
-from spin_cli.config import OnError, PredictConfig
+from spin_cli.choices import OnError
+from spin_cli.config import PredictConfig
 from spin_cli.dataset import BadRow, Row, read_items
 from spin_cli.errors import DataError
 from spin_cli.head import Head

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import mask
-from spin_cli.config import Control, SelectConfig, Solver
+from spin_cli.choices import Control, Solver
+from spin_cli.config import SelectConfig
 from spin_cli.errors import DataError, UsageError
 from spin_cli.probe.blocks import Remote, take_columns, take_rows
 from spin_cli.probe.logistic import fit

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
-from spin_cli.config import ClassWeight, Penalty, TrainConfig
+from spin_cli.choices import ClassWeight, Penalty
+from spin_cli.config import TrainConfig
 from spin_cli.reports.sources import Run
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
 from spin_cli.training.search import Fitted, fit_columns

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from spin_cli import artifacts, backbone
 from spin_cli.backbone import Backbone
-from spin_cli.config import ModelConfig, Site, from_plain
+from spin_cli.choices import Site
+from spin_cli.config import ModelConfig, from_plain
 from spin_cli.errors import SpinError
 from spin_cli.reports.sources import LeftOut, Run
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics
 from spin_cli.backbone import Backbone
-from spin_cli.config import Pooling, Site
+from spin_cli.choices import Pooling, Site
 from spin_cli.errors import SpinError
 from spin_cli.head import Head
 from spin_cli.reports.charts import two_densities

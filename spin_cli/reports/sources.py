@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from spin_cli import activations, artifacts
 from spin_cli.activations import Feature, Samples
-from spin_cli.config import DataConfig, Metric, Pooling, StorageDtype, from_plain
+from spin_cli.choices import Metric, Pooling, StorageDtype
+from spin_cli.config import DataConfig, from_plain
 from spin_cli.dataset import reread
 from spin_cli.errors import ArtifactError, SpinError
 from spin_cli.head import METRICS, Head, HeadFeature, load_head

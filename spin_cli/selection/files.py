@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from spin_cli import artifacts, mask
 from spin_cli.activations import Feature
-from spin_cli.config import Control, SelectConfig
+from spin_cli.choices import Control
+from spin_cli.config import SelectConfig
 from spin_cli.probe import Ranking
 
 MASKS, PROBES, SCORES = "masks.h5", "probes.safetensors", "scores.csv"

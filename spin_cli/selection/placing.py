@@ -6,7 +6,8 @@ import ctypes
 import sys
 from typing import Any
 
-from spin_cli.config import SelectConfig, Solver
+from spin_cli.choices import Solver
+from spin_cli.config import SelectConfig
 from spin_cli.errors import UsageError
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"

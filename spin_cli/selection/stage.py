@@ -19,7 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from spin_cli import activations, artifacts, metrics, probe, ranks
 from spin_cli.activations import DISK_DTYPES, Feature, Samples
-from spin_cli.config import Metric, Progress, SelectConfig, StorageDtype, quiet
+from spin_cli.choices import Metric, StorageDtype
+from spin_cli.config import Progress, SelectConfig, quiet
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.probe import Blocks, Ranking
 from spin_cli.ranks import Ranks

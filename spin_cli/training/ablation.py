@@ -23,13 +23,8 @@ from numpy.typing import NDArray
 
 from spin_cli import activations, artifacts, mask, metrics
 from spin_cli.activations import Feature
-from spin_cli.config import (
-    AblateConfig,
-    Pooling,
-    Progress,
-    TrainConfig,
-    quiet,
-)
+from spin_cli.choices import Pooling
+from spin_cli.config import AblateConfig, Progress, TrainConfig, quiet
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import METRICS, Head, load_head
 from spin_cli.training.inputs import Inputs, read_inputs

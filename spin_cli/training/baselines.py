@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
-from spin_cli.config import Format
+from spin_cli.choices import Format
 from spin_cli.dataset import read_rows
 from spin_cli.dataset.arrow import hash_saved
 from spin_cli.dataset.streams import hash_file

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from spin_cli import metrics
-from spin_cli.config import Calibration, Metric, TrainConfig
+from spin_cli.choices import Calibration, Metric
+from spin_cli.config import TrainConfig
 from spin_cli.errors import DataError, UsageError
 from spin_cli.training import label_decisions
 

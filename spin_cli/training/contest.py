@@ -10,17 +10,14 @@ from typing import Any
 import numpy as np
 
 from spin_cli.activations import Feature
+from spin_cli.choices import HeadKind, Penalty, Search, Site
 from spin_cli.config import (
     CV_FEW_FOLDS,
     CV_FEW_ROWS,
     CV_FOLDS,
     CV_MAX_ROWS,
     CV_VAL_ROWS,
-    HeadKind,
-    Penalty,
     Progress,
-    Search,
-    Site,
     TrainConfig,
 )
 from spin_cli.errors import UsageError

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
 from spin_cli import label_metrics
-from spin_cli.config import Calibration, Metric
+from spin_cli.choices import Calibration, Metric
 
 MIN_ROWS = 100
 """Fewest rows for a temperature."""

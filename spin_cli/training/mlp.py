@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics, probe
-from spin_cli.config import ClassWeight
+from spin_cli.choices import ClassWeight
 from spin_cli.training.search import Split
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics
 from spin_cli.activations import Feature
-from spin_cli.config import Metric
+from spin_cli.choices import Metric
 from spin_cli.label_metrics import resampled
 from spin_cli.training.table import Choice, Reader
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics
 from spin_cli.activations import Feature
-from spin_cli.config import Site
+from spin_cli.choices import Site
 from spin_cli.head import Head
 from spin_cli.training import baselines
 from spin_cli.training.calibration import MIN_ROWS, Evidence, Scaling

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
 from spin_cli import metrics, probe
-from spin_cli.config import ClassWeight, Metric, Penalty, Pooling, TrainConfig
+from spin_cli.choices import ClassWeight, Metric, Penalty, Pooling
+from spin_cli.config import TrainConfig
 from spin_cli.training.pick import Judged, Part, score
 from spin_cli.training.table import Choice, Reader
 from spin_cli.workers import side_by_side

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics, probe
 from spin_cli.activations import Feature
-from spin_cli.config import ClassWeight
+from spin_cli.choices import ClassWeight
 from spin_cli.training.folds import fold_rows
 from spin_cli.training.pick import Judged, Linear, Part
 from spin_cli.training.ridge import Ridge, fit_ridge, targets

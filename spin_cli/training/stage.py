@@ -16,13 +16,8 @@ from numpy.typing import NDArray
 
 from spin_cli import artifacts, probe
 from spin_cli.activations import separator_of
-from spin_cli.config import (
-    CV_FOLDS,
-    HeadKind,
-    Progress,
-    TrainConfig,
-    quiet,
-)
+from spin_cli.choices import HeadKind
+from spin_cli.config import CV_FOLDS, Progress, TrainConfig, quiet
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
 from spin_cli.training.blend import mean_probs
 from spin_cli.training.calibration import (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spin_cli import activations, mask
 from spin_cli.activations import Feature
-from spin_cli.config import Pooling, Site, StorageDtype
+from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.errors import ArtifactError
 
 MASKS = "masks.h5"

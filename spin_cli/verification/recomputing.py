@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from spin_cli import activations, artifacts, metrics, probe
 from spin_cli.activations import Feature
-from spin_cli.config import Control, Metric, Solver, StorageDtype
+from spin_cli.choices import Control, Metric, Solver, StorageDtype
 from spin_cli.errors import ArtifactError
 from spin_cli.head import METRICS, load_head
 

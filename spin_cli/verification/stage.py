@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from spin_cli import activations, artifacts, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
-from spin_cli.config import Bits, DataConfig, ModelConfig, Pooling, Site, StorageDtype, from_plain
+from spin_cli.choices import Bits, Pooling, Site, StorageDtype
+from spin_cli.config import DataConfig, ModelConfig, from_plain
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
 from spin_cli.head import load_head
