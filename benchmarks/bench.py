@@ -32,7 +32,7 @@ from benchmarks.predict import run_usual, usual_load  # noqa: E402
 from benchmarks.scoring import Clock, circumstances, fastest  # noqa: E402
 from benchmarks.sets import prepare  # noqa: E402
 from benchmarks.tables import markdown  # noqa: E402
-from spin_cli import activations, artifacts, extraction, prediction, selection, training  # noqa: E402
+from spin_cli import activations, artifacts, atomic, extraction, prediction, selection, training  # noqa: E402
 from spin_cli.choices import Pooling, Solver  # noqa: E402
 from spin_cli.config import ModelConfig, PredictConfig, SelectConfig, TrainConfig  # noqa: E402
 from spin_cli.probe import standardise  # noqa: E402
@@ -178,8 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
     text = "\n".join(markdown(["spin", "against", "its time / spin's"], table.rows)) + "\n"
     about = circumstances()
     sizes = {key: args.__dict__[key] for key in ("rows", "test_rows", "repeats")}
-    artifacts.write_json(args.output / "bench.json", {"ratios": table.rows, **sizes, **about})
-    artifacts.write_text(args.output / "bench.md", text)
+    atomic.write_json(args.output / "bench.json", {"ratios": table.rows, **sizes, **about})
+    atomic.write_text(args.output / "bench.md", text)
     print(f"\n{text}\n{about['machine']}, {about['date']}")
 
 

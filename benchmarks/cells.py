@@ -17,7 +17,7 @@ from benchmarks.costs import SAMPLE, answering
 from benchmarks.folders import derive
 from benchmarks.scoring import Clock, judge, of_report
 from benchmarks.sets import TASKS, Rows, read_splits, sample, write_rows
-from spin_cli import artifacts, backbone, extraction, prediction, selection, training
+from spin_cli import artifacts, atomic, backbone, extraction, prediction, selection, training
 from spin_cli.choices import Metric, Penalty, Pooling, Solver
 from spin_cli.config import (
     DataConfig,
@@ -90,7 +90,7 @@ class Work:
             clock = Clock()
             config = SelectConfig(metric=self.metric, solver=solver)
             selection.select(source, target, config, force=True)
-            artifacts.write_json(log, {"seconds": clock.seconds})
+            atomic.write_json(log, {"seconds": clock.seconds})
         return target, artifacts.read_json(log)["seconds"]
 
     def reading_seconds(self) -> float:
@@ -104,7 +104,7 @@ class Work:
                 planned = extraction.plan(data, ExtractConfig(DataConfig(), self.model))
                 clock = Clock()
                 extraction.run(planned, Path(folder) / "activations")
-            artifacts.write_json(found, {"seconds_per_text": clock.seconds / len(rows)})
+            atomic.write_json(found, {"seconds_per_text": clock.seconds / len(rows)})
         return self.seen * artifacts.read_json(found)["seconds_per_text"]
 
 

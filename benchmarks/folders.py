@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sets import Rows, read_rows, read_splits, write_rows
-from spin_cli import activations, artifacts
+from spin_cli import activations, artifacts, atomic
 from spin_cli.activations import Feature
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import SPLITS, DataConfig, ModelConfig
@@ -115,7 +115,7 @@ def write_activations(
     if not (splits == SPLITS.index("val")).any():
         splits[train[pick_val(codes[train], DataConfig.val_fraction, 0)]] = SPLITS.index("val")
     dtype, rows = StorageDtype(content["storage_dtype"]), len(labels)
-    with artifacts.building(target, force=True) as folder:
+    with atomic.building(target, force=True) as folder:
         for name in dict.fromkeys(f.file for f in features):
             there = [f for f in features if f.file == name]
             activations.create_layer(folder / name, there, rows, dtype)

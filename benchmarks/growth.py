@@ -32,7 +32,7 @@ from benchmarks.folders import random_activations  # noqa: E402
 from benchmarks.scoring import Clock, circumstances  # noqa: E402
 from benchmarks.sets import write_rows  # noqa: E402
 from benchmarks.tables import markdown  # noqa: E402
-from spin_cli import Classifier, artifacts, extraction, selection, training  # noqa: E402
+from spin_cli import Classifier, artifacts, atomic, extraction, selection, training  # noqa: E402
 from spin_cli.choices import Pooling, Site  # noqa: E402
 from spin_cli.config import DataConfig, ExtractConfig, ModelConfig, SelectConfig, TrainConfig  # noqa: E402
 
@@ -152,7 +152,7 @@ def sweep(stage: str, axis: str, sizes: list[int], output: Path) -> list[dict[st
         if not path.is_file():
             wanted = base | {axis: size}
             found = {"stage": stage, "axis": axis, "size": size, **wanted, **apart(stage, wanted)}
-            artifacts.write_json(path, found | circumstances())
+            atomic.write_json(path, found | circumstances())
         points.append(artifacts.read_json(path))
         last = points[-1]
         print(
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(args, axis)
     ]
     text = "\n".join(table(sweeps)) + "\n"
-    artifacts.write_text(args.output / "growth.md", text)
+    atomic.write_text(args.output / "growth.md", text)
     print(text)
 
 

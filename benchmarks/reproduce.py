@@ -29,7 +29,7 @@ from benchmarks.cells import CELLS, Work, clean  # noqa: E402
 from benchmarks.scoring import circumstances  # noqa: E402
 from benchmarks.sets import TASKS, prepare  # noqa: E402
 from benchmarks.tuning import Recipe  # noqa: E402
-from spin_cli import artifacts  # noqa: E402
+from spin_cli import atomic  # noqa: E402
 from spin_cli.config import ModelConfig  # noqa: E402
 
 
@@ -89,7 +89,7 @@ def run(work: Work, kind: str, names: list[str], again: bool) -> None:
         print(label, flush=True)
         load = os.getloadavg()[0]
         found = known[name](work)
-        artifacts.write_json(
+        atomic.write_json(
             path,
             {
                 "set": work.name,
@@ -125,8 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
             if args.clean:
                 clean(work)
     found = tables.collect(args.output)
-    artifacts.write_json(args.output / "results.json", found)
-    artifacts.write_text(args.output / "results.md", tables.render(found))
+    atomic.write_json(args.output / "results.json", found)
+    atomic.write_text(args.output / "results.md", tables.render(found))
     print(args.output / "results.md")
 
 

@@ -125,7 +125,7 @@ def make_random(folder: Path, rows: int, layers: int, widths: dict[str, int]) ->
     """Activations of random features, of which twenty in each matrix know a little of the label."""
     import torch
 
-    from spin_cli import activations, artifacts
+    from spin_cli import activations, artifacts, atomic
     from spin_cli.choices import Pooling, Site, StorageDtype
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,7 +137,7 @@ def make_random(folder: Path, rows: int, layers: int, widths: dict[str, int]) ->
         for k in range(1, layers + 1)
         for site, width in widths.items()
     ]
-    with artifacts.building(folder, force=True) as partial:
+    with atomic.building(folder, force=True) as partial:
         for name in sorted({feature.file for feature in features}):
             mine = [feature for feature in features if feature.file == name]
             activations.create_layer(partial / name, mine, rows, StorageDtype.FLOAT16)

@@ -1,7 +1,6 @@
-"""Artifacts on disk: folder layouts, manifests, fingerprints and atomic writes.
+"""Artifacts on disk: folder layouts, manifests and fingerprints.
 
-Every stage writes one folder. It is built beside its final name (``NAME.partial``), synced and
-renamed, so a folder under its final name is always whole. ``manifest.json`` says what the folder
+Every stage writes one folder, whole or not at all (`atomic`). ``manifest.json`` says what it
 is and from what it was made; its *fingerprint* is a SHA-256 over all of it but paths, so that two
 runs on the same input agree. Times and speeds stand in ``log.json`` alone, which no fingerprint
 or checksum covers.
@@ -10,35 +9,26 @@ or checksum covers.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import platform
-import shutil
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from enum import Enum
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from spin_cli.config import SPARSE
+from spin_cli import atomic
 from spin_cli.errors import ArtifactError
+from spin_cli.fields import MANIFEST as MANIFEST
 from spin_cli.fields import check_kinds
 from spin_cli.fields import read_json as read_json
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs into one folder are then the user's to avoid
-    fcntl = None  # type: ignore[assignment]
+from spin_cli.fields import to_plain as to_plain
 
 SCHEMA = 1
 """Version of the folder layouts; raised when an older spin could no longer read them."""
 
-MANIFEST = "manifest.json"
 LOG = "log.json"
-LOCK = ".lock"
 STAGE_OF = {"activations": "extract", "selection": "select", "head": "train"}
 LIBRARIES = ("torch", "transformers", "numpy", "h5py", "safetensors", "tokenizers")
 UNFINGERPRINTED = frozenset({"path", "fingerprint", "checksum"})
@@ -59,26 +49,6 @@ def _digest(file: Any) -> str:
     while block := file.read(2**20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def to_plain(value: Any) -> Any:
-    """Dataclasses, enums, paths and tuples as what JSON can hold."""
-    if is_dataclass(value) and not isinstance(value, type):
-        pairs = [(field, getattr(value, field.name)) for field in fields(value)]
-        return {
-            field.name: to_plain(item)
-            for field, item in pairs
-            if item is not None or SPARSE not in field.metadata
-        }
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return value
 
 
 def fingerprint(value: Any) -> str:
@@ -113,185 +83,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-# -- atomic writes ---------------------------------------------------------------------------
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some file systems cannot sync a folder
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write *value* as indented JSON, whole or not at all."""
-    write_text(path, json_text(value))
-
-
-def json_text(value: Any) -> str:
-    """How `write_json` writes *value*."""
-    return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a plain `ArtifactError`."""
-    try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "writing is not permitted",
-            errno.EPERM: "writing is not permitted",
-        }
-        if error.errno not in reasons:
-            raise
-        raise ArtifactError(
-            f"{folder}: {reasons[error.errno]}; nothing was left under its final name",
-            hint=(
-                "Make room (or name another folder with -o) and run the same command again."
-                if error.errno in (errno.ENOSPC, errno.EDQUOT)
-                else "Name a folder that can be written with -o."
-            ),
-        ) from error
-
-
-def partial_folder(folder: Path) -> Path:
-    """The folder beside *folder* in which it is built."""
-    return folder.with_name(folder.name + ".partial")
-
-
-def check_vacant(folder: Path, *, force: bool) -> None:
-    """Refuse to overwrite an existing artifact unless *force* is set."""
-    if not folder.exists() or force:
-        return
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if (folder / MANIFEST).exists():
-        raise ArtifactError(
-            f"{folder}: already holds a complete artifact",
-            hint="Give --force to replace it, or another folder with -o.",
-        )
-    raise ArtifactError(
-        f"{folder}: exists and is not an artifact of spin", hint="Choose another folder with -o."
-    )
-
-
-def clear(folder: Path) -> None:
-    """Remove all that is in *folder* but its lock."""
-    for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
-    """Keep other processes out of *folder*, which is made where it is missing.
-
-    The lock is the kernel's: it ends with the process, however that ends.
-
-    Raises
-    ------
-    ArtifactError
-        Another process is at work there.
-    """
-    if not wanted or fcntl is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        taken = False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = True
-        except OSError:
-            pass  # a file system without locks
-        # One that just finished has renamed the folder, and the lock that we hold with it.
-        if taken or not _same_file(descriptor, folder / LOCK):
-            raise ArtifactError(
-                f"{folder}: another process is writing it",
-                hint="Wait until it has ended, or name another folder with -o.",
-            )
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def building(folder: Path, *, force: bool) -> Iterator[Path]:
-    """Yield an empty folder beside *folder*; on success it takes *folder*'s place.
-
-    On any failure it is removed and what stood under the final name is untouched.
-    """
-    check_vacant(folder, force=force)
-    partial = partial_folder(folder)
-    with disk_errors(folder), locked(partial):
-        try:
-            clear(partial)
-            yield partial
-            publish(partial, folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
-def publish(partial: Path, folder: Path) -> None:
-    """Sync *partial* and rename it to *folder*, replacing what is there."""
-    (partial / LOCK).unlink(missing_ok=True)
-    for path in sorted(partial.iterdir()):
-        sync(path)
-    sync(partial)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-# -- manifests -------------------------------------------------------------------------------
-
-
 def write_manifest(
     folder: Path, kind: str, content: Mapping[str, Any], *, leave_out: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -302,7 +93,7 @@ def write_manifest(
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST, LOG, LOCK, *leave_out)
+        if path.name not in (MANIFEST, LOG, atomic.LOCK, *leave_out)
     }
     manifest = {
         "kind": kind,
@@ -313,13 +104,13 @@ def write_manifest(
     }
     manifest["fingerprint"] = fingerprint(manifest)
     manifest["checksum"] = checksum(manifest)
-    write_json(folder / MANIFEST, manifest)
+    atomic.write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def write_log(folder: Path, log: Mapping[str, Any]) -> None:
     """Write ``log.json``: what is no part of the result, such as times, with its own checksum."""
-    write_json(folder / LOG, {**log, "checksum": checksum(log)})
+    atomic.write_json(folder / LOG, {**log, "checksum": checksum(log)})
 
 
 def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
@@ -333,9 +124,9 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """
     command = f"Run `spin {STAGE_OF[kind]}` first." if kind else None
     if not folder.exists():
-        if partial_folder(folder).exists():
+        if atomic.partial_folder(folder).exists():
             raise ArtifactError(
-                f"{folder}: not finished (only {partial_folder(folder).name} is there)",
+                f"{folder}: not finished (only {atomic.partial_folder(folder).name} is there)",
                 hint=f"Run the same `spin {STAGE_OF.get(kind or '', 'extract')}` again to resume.",
             )
         raise ArtifactError(f"{folder}: no such folder", hint=command)

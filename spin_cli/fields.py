@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from spin_cli.choices import Metric, StorageDtype
+from spin_cli.config import SPARSE
 from spin_cli.errors import ArtifactError
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -34,6 +36,29 @@ KINDS: Mapping[str, Check] = {
     "storage_dtype": _one_of(StorageDtype), "metric": _one_of(Metric),
 }  # fmt: skip
 """What a manifest's fields hold, where they are there; those above before those within them."""
+
+
+MANIFEST = "manifest.json"
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, enums, paths and tuples as what JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        pairs = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {
+            field.name: to_plain(item)
+            for field, item in pairs
+            if item is not None or SPARSE not in field.metadata
+        }
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
 
 
 class Fields(dict[str, Any]):

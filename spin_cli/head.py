@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from spin_cli import metrics
-from spin_cli.artifacts import read_json, write_json
+from spin_cli.artifacts import read_json
+from spin_cli.atomic import write_json
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import MAX_OVERLAP, MAX_SEPARATOR
 from spin_cli.errors import ArtifactError

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from spin_cli import artifacts, extraction, selection, training
+from spin_cli import artifacts, atomic, extraction, selection, training
 from spin_cli.errors import ArtifactError, SpinError
 from spin_cli.recipe import FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
 
@@ -167,7 +167,7 @@ def _completed(stage: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def _unfinished(stage: str, path: Path, recipe: Recipe) -> State:
     """Whether there is the beginning of an artifact, and whether it can be gone on with."""
-    folder = artifacts.partial_folder(path)
+    folder = atomic.partial_folder(path)
     if not folder.exists():
         return State(stage, Standing.MISSING)
     begun = extraction.progress_of(folder) if stage == "activations" else None
@@ -228,6 +228,6 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     path = folder / FILE
     if path.is_file() and path.read_bytes() == text.encode():
         return
-    with artifacts.disk_errors(folder):
+    with atomic.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        artifacts.write_text(path, text)
+        atomic.write_text(path, text)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spin_cli import activations, artifacts, metrics, selection
+from spin_cli import activations, artifacts, atomic, metrics, selection
 from spin_cli.activations import Feature
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import SelectConfig
@@ -31,7 +31,7 @@ def planted(tmp_path_factory) -> Path:
     rows, width = 600, 40
     labels = rng.integers(0, 2, rows)
     features = [Feature(f"layer_0{k}", Site.HIDDEN, Pooling.MEAN, width, "x") for k in (1, 2)]
-    with artifacts.building(folder / "activations", force=False) as partial:
+    with atomic.building(folder / "activations", force=False) as partial:
         for feature in features:
             X = rng.normal(0, 1, (rows, width)).astype(np.float32)
             if feature.layer == "layer_01":
@@ -184,7 +184,7 @@ def test_a_head_of_better_scores_than_it_has_is_found(copy):
     path = copy / "head/metrics.json"
     report = json.loads(path.read_text())
     report["spin"]["test"]["log_loss"] *= 0.9
-    artifacts.write_json(path, report)
+    atomic.write_json(path, report)
     remake(copy / "head")
     assert failed(copy / "head") == ["recomputed test scores"]
 

@@ -22,7 +22,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_cli import activations, artifacts, backbone, extraction
+from spin_cli import activations, artifacts, atomic, backbone, extraction
 from spin_cli.activations import features_of
 from spin_cli.backbone import gathering
 from spin_cli.backbone.batching import split
@@ -72,7 +72,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tm
     context.set_forkserver_preload(["tests.forked"])
     moments, kills, last = random.Random(0), 0, 0
     folder = tmp_path / "activations"
-    partial = artifacts.partial_folder(folder)
+    partial = atomic.partial_folder(folder)
 
     def start():
         process = context.Process(target=small_windows.run_loaded, args=(data, folder))
@@ -114,7 +114,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tm
 def test_a_run_broken_off_at_its_end_computes_nothing_again(data, straight, tmp_path, monkeypatch):
     """At each change of the folder's files between the last window and the final name."""
     folder = tmp_path / "activations"
-    partial = artifacts.partial_folder(folder)
+    partial = atomic.partial_folder(folder)
     steps = 0
 
     def stepping(change):
@@ -156,7 +156,7 @@ def test_a_run_broken_off_at_its_end_computes_nothing_again(data, straight, tmp_
 
 
 def test_a_second_process_is_kept_out(spin, data, tmp_path):
-    with artifacts.locked(tmp_path / "a.partial"):  # an open file's lock, whosever process it is
+    with atomic.locked(tmp_path / "a.partial"):  # an open file's lock, whosever process it is
         found = spin("extract", data, "-m", "bundled:minilm", "-o", tmp_path / "a", "--layers", "0")
     assert found.code == 4
     assert "another process is writing it" in found.err

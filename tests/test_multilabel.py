@@ -17,7 +17,7 @@ from sklearn import metrics as reference
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from spin_cli import Classifier, artifacts, label_metrics, metrics, probe, verification
+from spin_cli import Classifier, artifacts, atomic, label_metrics, metrics, probe, verification
 from spin_cli.choices import Calibration, Metric, Solver
 from spin_cli.config import DataConfig, SelectConfig
 from spin_cli.dataset import read_rows, scan
@@ -483,7 +483,7 @@ def test_a_head_of_labels_is_scored_again(run, tmp_path):
     shutil.copytree(run, copy)
     report = json.loads((copy / "head" / "metrics.json").read_text())
     report["spin"]["test"]["micro_f1"] += 0.01
-    artifacts.write_json(copy / "head" / "metrics.json", report)
+    atomic.write_json(copy / "head" / "metrics.json", report)
     old = json.loads((copy / "head" / "manifest.json").read_text())
     content = {key: old[key] for key in ("request", "parent", "classes", "multi_label")}
     artifacts.write_manifest(copy / "head", "head", content)

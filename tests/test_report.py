@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spin_cli import artifacts, extraction, metrics, reports, selection, training
+from spin_cli import artifacts, atomic, extraction, metrics, reports, selection, training
 from spin_cli.choices import HeadKind, Pooling, Site
 from spin_cli.cli import app
 from spin_cli.config import (
@@ -309,7 +309,7 @@ def test_metrics_of_another_program_are_refused(run, tmp_path):
     known = artifacts.read_json(folder / METRICS)
     manifest = artifacts.read_json(folder / artifacts.MANIFEST)
     for wrong in ({}, [], known | {"metric": "beauty"}, known | {"spin": {"test": {}}}):
-        artifacts.write_json(folder / METRICS, wrong)
+        atomic.write_json(folder / METRICS, wrong)
         content = {k: manifest[k] for k in ("request", "parent", "classes")}
         artifacts.write_manifest(folder, "head", content)
         with pytest.raises(ArtifactError, match=f"{METRICS}: (the field|not what `spin train`)"):

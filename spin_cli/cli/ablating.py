@@ -139,7 +139,7 @@ def _table(title: str, found: dict[str, Any]) -> None:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    from spin_cli import artifacts
+    from spin_cli import atomic
 
     lines: Sequence[dict[str, Any]] = [
         {"way": name, "metric": found["metric"], "scored_on": found["scored_on"],
@@ -152,5 +152,5 @@ def _write(path: Path, found: dict[str, Any]) -> None:
     writer = csv.DictWriter(text, lines[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    with artifacts.disk_errors(path):
-        artifacts.write_text(path, text.getvalue())
+    with atomic.disk_errors(path):
+        atomic.write_text(path, text.getvalue())

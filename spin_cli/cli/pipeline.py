@@ -288,7 +288,7 @@ def _predict_test(output: Path, data: Path) -> tuple[Path, float]:
     import json as jsonlib
     import time
 
-    from spin_cli import artifacts, prediction
+    from spin_cli import atomic, prediction
 
     config = PredictConfig()
     predictor = prediction.open_predictor(output / "head", config)
@@ -302,5 +302,5 @@ def _predict_test(output: Path, data: Path) -> tuple[Path, float]:
     style = Style(predictor.head.classes, config)
     lines = [jsonlib.dumps(style.record(p), ensure_ascii=False) for p in found]
     path = output / "predictions.jsonl"
-    artifacts.write_text(path, "\n".join(lines) + "\n")
+    atomic.write_text(path, "\n".join(lines) + "\n")
     return path, speed

@@ -41,7 +41,7 @@ def writing(path: Path | None, style: Style, *, append: bool = False) -> Iterato
         with _writer(sys.stdout, style) as write:
             yield write
         return
-    from spin_cli.artifacts import disk_errors, sync
+    from spin_cli.atomic import disk_errors, sync
 
     partial, written = partial_path(path), append
     with disk_errors(partial):
@@ -78,7 +78,7 @@ def writing_lines(path: Path | None) -> Iterator[Callable[[list[dict[str, Any]]]
     if path is None:
         yield write_to(sys.stdout)
         return
-    from spin_cli.artifacts import disk_errors, sync
+    from spin_cli.atomic import disk_errors, sync
 
     partial = partial_path(path)
     with disk_errors(partial):

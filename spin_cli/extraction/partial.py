@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts
+from spin_cli import activations, artifacts, atomic
 from spin_cli.activations import RowWriter
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.planning import Plan
@@ -123,7 +123,7 @@ def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
     if not force and (begun := request_of(folder)) is not None:
         refuse_other(folder, begun, request)
         return Partial(folder, plan)
-    artifacts.clear(folder)
+    atomic.clear(folder)
     rows = len(plan.dataset)
     for layer in dict.fromkeys(feature.layer for feature in plan.features):
         mine = [feature for feature in plan.features if feature.layer == layer]
@@ -132,8 +132,8 @@ def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
     np.zeros((len(plan.windows), len(plan.features)), np.int64).tofile(folder / OVERFLOWS)
     np.zeros(len(plan.windows), np.uint8).tofile(folder / WINDOWS)
     for name in (LENGTHS, OVERFLOWS, WINDOWS):
-        artifacts.sync(folder / name)
-    artifacts.write_json(folder / REQUEST, request)  # last: its presence means all is in place
+        atomic.sync(folder / name)
+    atomic.write_json(folder / REQUEST, request)  # last: its presence means all is in place
     return Partial(folder, plan)
 
 

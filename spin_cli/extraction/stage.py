@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts, ranks
+from spin_cli import activations, artifacts, atomic, ranks
 from spin_cli.activations import RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
@@ -60,7 +60,7 @@ def extract(
     SpinError
         See `plan`; `ArtifactError` where *output* is in the way or the disk is full.
     """
-    artifacts.check_vacant(output, force=force)
+    atomic.check_vacant(output, force=force)
     return run(plan(data, config), output, force=force, progress=progress)
 
 
@@ -70,9 +70,9 @@ def run(
     """Carry out a plan: see `extract`."""
     started = time.time()
     here = ranks.current()
-    folder = artifacts.partial_folder(output)
-    with artifacts.disk_errors(output), artifacts.locked(folder, here.first):
-        artifacts.check_vacant(output, force=force)  # another process may just have finished it
+    folder = atomic.partial_folder(output)
+    with atomic.disk_errors(output), atomic.locked(folder, here.first):
+        atomic.check_vacant(output, force=force)  # another process may just have finished it
         partial = prepare(planned, folder, force=force) if here.first else None
         here.wait()
         partial = partial or join(planned, folder)
@@ -166,7 +166,7 @@ def finish(partial: Partial, output: Path, log: dict[str, Any]) -> None:
     if not partial.whole:
         complete(partial, log)
     partial.remove_notes()
-    artifacts.publish(partial.folder, output)
+    atomic.publish(partial.folder, output)
 
 
 def complete(partial: Partial, log: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spin_cli import artifacts
+from spin_cli import artifacts, atomic
 from spin_cli.backbone.batching import refuse_parts
 from spin_cli.choices import ExportFormat
 from spin_cli.config import PredictConfig
@@ -79,11 +79,11 @@ def export(
         formats = [ExportFormat.PT2] if missing else list(ExportFormat)
     if ExportFormat.ONNX in formats and missing:
         raise UsageError(f"--format onnx needs {', '.join(missing)}", INSTALL_ONNX)
-    artifacts.check_vacant(output, force=force)
+    atomic.check_vacant(output, force=force)
     predictor = open_predictor(folder, config)
     program = trace_program(predictor)
     found: dict[str, Any] = {}
-    with artifacts.building(output, force=force) as place:
+    with atomic.building(output, force=force) as place:
         if ExportFormat.PT2 in formats:
             torch.export.save(program, place / PROGRAM)
             run: Any = torch.export.load(place / PROGRAM).module()
@@ -215,8 +215,8 @@ def _save_rest(predictor: Predictor, place: Path) -> None:
     if head.thresholds is not None:
         labels["multi_label"] = True
         labels["thresholds"] = dict(zip(head.classes, head.thresholds.tolist(), strict=True))
-    artifacts.write_json(place / LABELS, labels)
-    artifacts.write_text(place / CARD, _card(predictor))
+    atomic.write_json(place / LABELS, labels)
+    atomic.write_text(place / CARD, _card(predictor))
 
 
 def _card(predictor: Predictor) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from spin_cli import artifacts
+from spin_cli import atomic
 from spin_cli.backbone import Backbone
 from spin_cli.config import Progress, ReportConfig, quiet
 from spin_cli.errors import ArtifactError
@@ -80,13 +80,13 @@ def report(
     files = figure_files(figures) if config.figures else {}
     if config.figures:
         _check_vacant([config.figures / name for name in files], force)
-    with artifacts.disk_errors(output.parent):
+    with atomic.disk_errors(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
         if config.figures:
             config.figures.mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
-                artifacts.write_bytes(config.figures / name, data)
-        artifacts.write_text(output, text)
+                atomic.write_bytes(config.figures / name, data)
+        atomic.write_text(output, text)
     progress("report", STEPS, STEPS)
     return {
         "figures": [figure.name for figure in figures],

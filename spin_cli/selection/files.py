@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from spin_cli import artifacts, mask
+from spin_cli import atomic, mask
 from spin_cli.activations import Feature
 from spin_cli.choices import Control
 from spin_cli.config import SelectConfig
@@ -28,7 +28,7 @@ def write(folder: Path, found: Found, config: SelectConfig) -> list[dict[str, An
     _write_masks(folder / MASKS, found, config)
     _write_probes(folder / PROBES, found)
     rows = [_score_row(feature, item, config) for feature, item in found]
-    artifacts.write_text(folder / SCORES, _as_csv(rows))
+    atomic.write_text(folder / SCORES, _as_csv(rows))
     return rows
 
 

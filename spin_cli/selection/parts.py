@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spin_cli import artifacts
+from spin_cli import atomic
 from spin_cli.errors import ArtifactError
 from spin_cli.probe import Ranking
 
@@ -31,7 +31,7 @@ def part_path(output: Path, rank: int) -> Path:
 
 def prepare(output: Path, rank: int) -> None:
     """Make the folder, and remove what a run that was killed has left of this rank's."""
-    with artifacts.disk_errors(folder_of(output)):
+    with atomic.disk_errors(folder_of(output)):
         folder_of(output).mkdir(parents=True, exist_ok=True)
         part_path(output, rank).unlink(missing_ok=True)
 
@@ -48,7 +48,7 @@ def write_part(path: Path, found: Sequence[Ranking]) -> None:
     # As JSON numbers keep all their digits.
     arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
     temporary = path.with_suffix(".tmp")
-    with artifacts.disk_errors(path.parent):
+    with atomic.disk_errors(path.parent):
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
             file.flush()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from spin_cli import activations, artifacts, metrics, probe, ranks
+from spin_cli import activations, artifacts, atomic, metrics, probe, ranks
 from spin_cli.activations import DISK_DTYPES, Feature, Samples
 from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import Progress, SelectConfig, quiet
@@ -73,7 +73,7 @@ def select(
     started = time.time()
     here = ranks.current()
     parent = artifacts.read_manifest(source, "activations")
-    artifacts.check_vacant(output, force=force)
+    atomic.check_vacant(output, force=force)
     samples, codes = read_labels(source, parent)
     n_classes = len(parent["classes"])
     metric = config.metric or default_metric(codes[samples.rows("train")], n_classes)
@@ -93,7 +93,7 @@ def select(
             log = {"seconds": round(time.time() - started, 2)}
             return manifest | {"scores": files.read_scores(output), "log": log}
         found = _gather(output, len(features), here)
-    with artifacts.building(output, force=force) as folder:
+    with atomic.building(output, force=force) as folder:
         rows = files.write(folder, list(zip(features, found, strict=True)), config)
         content = {
             "request": request_of(parent, config),

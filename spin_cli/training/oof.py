@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import artifacts
+from spin_cli import atomic
 from spin_cli.activations import read_samples
 from spin_cli.training.inputs import Inputs
 
@@ -28,4 +28,4 @@ def write_oof(path: Path, inputs: Inputs, probs: NDArray[np.float64]) -> None:
     for row in sorted(place):
         values = (f"{p:.6f}" for p in probs[place[row]])
         writer.writerow([samples.ids[row], samples.labels[row], *values])
-    artifacts.write_text(path, text.getvalue())
+    atomic.write_text(path, text.getvalue())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import artifacts, probe
+from spin_cli import artifacts, atomic, probe
 from spin_cli.activations import separator_of
 from spin_cli.choices import HeadKind
 from spin_cli.config import CV_FOLDS, Progress, TrainConfig, quiet
@@ -82,7 +82,7 @@ def train(
     """
     started = time.time()
     selection = artifacts.read_manifest(source, "selection")
-    artifacts.check_vacant(output, force=force)
+    atomic.check_vacant(output, force=force)
     inputs = read_inputs(source, selection, config)
     for name in ("id", "architecture"):  # of the model card: better missed now than after a search
         inputs.activations["request"]["model"][name]
@@ -96,10 +96,10 @@ def train(
     notes = twins_note(inputs) if found.evidence.what == "val" else []
     head, scaling = build_head(reader, inputs, found, weights, notes)
     report = measure(source, inputs, found, head, scaling, notes)
-    with artifacts.building(output, force=force) as folder:
+    with atomic.building(output, force=force) as folder:
         save_head(folder, head)
-        artifacts.write_json(folder / METRICS, report)
-        artifacts.write_text(folder / CARD, model_card(head, report))
+        atomic.write_json(folder / METRICS, report)
+        atomic.write_text(folder / CARD, model_card(head, report))
         content: dict[str, Any] = {
             "request": request_of(selection, config),
             "parent": artifacts.parent_entry(output, source, selection),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts, backbone
+from spin_cli import activations, artifacts, atomic, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
 from spin_cli.choices import Bits, Pooling, Site, StorageDtype
@@ -119,7 +119,7 @@ def _check_log(folder: Path) -> str:
 
 def _check_text(path: Path, value: Any) -> None:
     """White space is under no checksum, so the text is compared with what spin writes."""
-    if path.read_text(encoding="utf-8") != artifacts.json_text(value):
+    if path.read_text(encoding="utf-8") != atomic.json_text(value):
         raise ArtifactError(f"{path}: changed after it was written")
 
 

@@ -1,0 +1,198 @@
+"""Files and folders that are whole under their final name, or not there.
+
+A folder is built beside its final name (``NAME.partial``), synced and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spin_cli.errors import ArtifactError
+from spin_cli.fields import MANIFEST, to_plain
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two runs into one folder are then the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some file systems cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write *value* as indented JSON, whole or not at all."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """How `write_json` writes *value*."""
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into a plain `ArtifactError`."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "writing is not permitted",
+            errno.EPERM: "writing is not permitted",
+        }
+        if error.errno not in reasons:
+            raise
+        raise ArtifactError(
+            f"{folder}: {reasons[error.errno]}; nothing was left under its final name",
+            hint=(
+                "Make room (or name another folder with -o) and run the same command again."
+                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else "Name a folder that can be written with -o."
+            ),
+        ) from error
+
+
+def partial_folder(folder: Path) -> Path:
+    """The folder beside *folder* in which it is built."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def check_vacant(folder: Path, *, force: bool) -> None:
+    """Refuse to overwrite an existing artifact unless *force* is set."""
+    if not folder.exists() or force:
+        return
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if (folder / MANIFEST).exists():
+        raise ArtifactError(
+            f"{folder}: already holds a complete artifact",
+            hint="Give --force to replace it, or another folder with -o.",
+        )
+    raise ArtifactError(
+        f"{folder}: exists and is not an artifact of spin", hint="Choose another folder with -o."
+    )
+
+
+def clear(folder: Path) -> None:
+    """Remove all that is in *folder* but its lock."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Keep other processes out of *folder*, which is made where it is missing.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+
+    Raises
+    ------
+    ArtifactError
+        Another process is at work there.
+    """
+    if not wanted or fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        taken = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken = True
+        except OSError:
+            pass  # a file system without locks
+        # One that just finished has renamed the folder, and the lock that we hold with it.
+        if taken or not _same_file(descriptor, folder / LOCK):
+            raise ArtifactError(
+                f"{folder}: another process is writing it",
+                hint="Wait until it has ended, or name another folder with -o.",
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def building(folder: Path, *, force: bool) -> Iterator[Path]:
+    """Yield an empty folder beside *folder*; on success it takes *folder*'s place.
+
+    On any failure it is removed and what stood under the final name is untouched.
+    """
+    check_vacant(folder, force=force)
+    partial = partial_folder(folder)
+    with disk_errors(folder), locked(partial):
+        try:
+            clear(partial)
+            yield partial
+            publish(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Sync *partial* and rename it to *folder*, replacing what is there."""
+    (partial / LOCK).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir()):
+        sync(path)
+    sync(partial)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
