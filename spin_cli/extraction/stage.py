@@ -33,7 +33,7 @@ from spin_cli.ranks import Ranks
 
 TRIM_EVERY = 4
 """Batches after which the heap's free pages are handed back: half a second of work, against
-milliseconds. With 16 the peak grew by 4% over 23,000 texts more, with 4 by 2%."""
+milliseconds. From 5,000 to 50,000 short texts the peak grew by 5.7% with 16, by 2.4% with 4."""
 
 
 def extract(
