@@ -13,6 +13,7 @@ from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import SPARSE
 from spin_cli.errors import ArtifactError
 
+MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 64 * 2**20
 Check = tuple[str, Callable[[Any], bool]]
 OBJECT: Check = ("an object", lambda value: isinstance(value, dict))
@@ -36,9 +37,6 @@ KINDS: Mapping[str, Check] = {
     "storage_dtype": _one_of(StorageDtype), "metric": _one_of(Metric),
 }  # fmt: skip
 """What a manifest's fields hold, where they are there; those above before those within them."""
-
-
-MANIFEST = "manifest.json"
 
 
 def to_plain(value: Any) -> Any:

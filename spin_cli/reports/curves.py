@@ -108,8 +108,9 @@ def _fit_all(
         step()
         return point
 
-    for part in (reader, tester):
-        part.prepare(choices)
+    reader.prepare(choices)
+    if len(inputs.rows["test"]):
+        tester.prepare(choices)
     return dict(zip(choices, side_by_side(one, choices, 0, reader.count), strict=True))
 
 

@@ -127,12 +127,12 @@ def find_rivals(
 ) -> dict[str, Rival]:
     """The last layer, the best single layer, and TF-IDF where the texts are still there."""
     last, best = last_layers(inputs), best_layers(reader)
-    rivals: list[Rival | str] = []
+    by_words: list[Rival | str] = []
     fitted: dict[Feature, Fitted] = {}
 
     def one(feature: Feature | None) -> None:
         if feature is None:
-            rivals.append(words(inputs, crossed))
+            by_words.append(words(inputs, crossed))
         else:
             fitted[feature] = fit_columns(reader.whole(feature), inputs.split)
 
@@ -141,10 +141,11 @@ def find_rivals(
         name: whole_layer(reader, tester, inputs, [(f, fitted[f]) for f in features], crossed)
         for name, features in (("last_layer", last), ("best_layer", best))
     }
-    if isinstance(rivals[0], str):
-        notes.append(f"no TF-IDF baseline: {rivals[0]}")
+    (tfidf,) = by_words
+    if isinstance(tfidf, str):
+        notes.append(f"no TF-IDF baseline: {tfidf}")
         return found
-    return found | {"tfidf": rivals[0]}
+    return found | {"tfidf": tfidf}
 
 
 def words(inputs: Inputs, crossed: bool) -> Rival | str:
