@@ -1,0 +1,48 @@
+import sys
+
+import numpy as np
+import pytest
+
+from spin_cli.extraction import heap
+
+glibc = pytest.mark.skipif(
+    heap._find("malloc_trim") is None, reason="this C library hands back nothing on request"
+)
+
+
+@glibc
+def test_holes_are_handed_back_once_a_process_has_grown():
+    heap.settle()
+    step = heap.watch()
+    step()
+    before = heap.resident()
+    blocks = [np.ones(2**17) for _ in range(64)]  # 1 MiB each: out of the heap, not pages apart
+    grown = heap.resident()
+    assert grown - before > 2 * heap.GROWTH
+    del blocks[:-1]  # the last one keeps the heap's end where it is
+    step()
+    assert heap.resident() < grown - 2 * heap.GROWTH
+    assert len(blocks) == 1
+
+
+@glibc
+def test_nothing_is_handed_back_where_nothing_has_grown(monkeypatch):
+    trims = []
+    monkeypatch.setattr(heap, "_find", lambda _name: trims.append)
+    sizes = iter([500, 510, 490, 490, 530, 480, 480])
+    monkeypatch.setattr(heap, "resident", lambda: next(sizes) * 2**20)
+    step = heap.watch()
+    for _ in range(4):
+        step()
+    assert trims == []
+    step()  # 40 MiB more than at the lowest
+    assert trims == [0]
+    step()  # from what was left after that
+    assert trims == [0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no /proc")
+def test_resident_bytes_are_those_of_this_process():
+    before = heap.resident()
+    block = np.ones(2**22)
+    assert heap.resident() - before > 0.9 * block.nbytes
