@@ -452,6 +452,19 @@ def test_a_blend_becomes_one_linear_head_on_the_union_of_neurons(tmp_path):
 # -- stacks ----------------------------------------------------------------------------------
 
 
+def test_ridge_leaves_the_last_bits_of_a_neuron_that_is_off_alone():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 8)).astype(np.float32)
+    y = (X[:, 0] + X[:, 1] + rng.normal(size=120) > 0).astype(np.int64)
+    X[:, 7] = 1e-7 * (2 * y - 1 + rng.normal(size=120))  # tells the class, by rounding alone
+    fit = fit_ridge(X, targets(y, 2), np.ones(120), np.arange(120) % 5)
+    moved = X.copy()
+    moved[:, 7] += 3e-7
+    assert np.abs((moved - X) @ fit.weight.T).max() < 1e-4
+    others = fit_ridge(X[:, :7], targets(y, 2), np.ones(120), np.arange(120) % 5)
+    np.testing.assert_allclose(fit.weight[:, :7], others.weight, atol=1e-5)
+
+
 @pytest.mark.parametrize("columns", [30, 300])  # fewer than rows, and more
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_ridge_is_that_of_scikit_learn_in_every_fold(n_classes, columns):

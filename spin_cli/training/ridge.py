@@ -7,7 +7,7 @@ the products of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from spin_cli import probe
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03)
 """Times the rows' total weight, and times columns / 1,000 where there are more."""
+QUIET = 1e-2
+"""Of the median column's standard deviation; see `quieten`."""
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
@@ -56,7 +58,7 @@ def fit_ridge(
     sample_weight : (N,)
     fold : (N,), 0 to k - 1; the penalty is that of the lowest out-of-fold squared error
     """
-    standard = probe.standardise(values)
+    standard = quieten(probe.standardise(values))
     X, d = standard.X, standard.X.shape[1]
     if d == 0:
         return None
@@ -79,6 +81,25 @@ def fit_ridge(
     like = probe.Fit(np.ascontiguousarray(W.T), b.astype(np.float64), 1.0, 0.0, 0.0, 0, True)
     weight, bias = probe.fold_back(like, standard)
     return Ridge(weight, bias, out, penalty)
+
+
+def quieten(standard: probe.Standardised) -> probe.Standardised:
+    """Divide columns that hardly vary by more than their standard deviation.
+
+    What varies by less than `QUIET` of a matrix's median column is mostly what rounding leaves of
+    a neuron that is off (the tail of GELU, say). At unit variance, weights of 1e5 would turn the
+    last bits of a value, which depend on the batch it was computed in, into a part of the answer.
+    Values are changed in place.
+    """
+    sd = standard.scale[standard.kept]
+    floor = QUIET * float(np.median(sd)) if len(sd) else 0.0
+    quiet = sd < floor
+    if not quiet.any():
+        return standard
+    scale = standard.scale.copy()
+    scale[standard.kept[quiet]] = floor
+    standard.X[:, quiet] *= (sd[quiet] / floor).astype(np.float32)
+    return replace(standard, scale=scale)
 
 
 class _Rows:
