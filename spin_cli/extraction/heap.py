@@ -19,7 +19,6 @@ LARGE = 4 * 2**20
 smaller ones, for which new pages would cost too much time."""
 KEPT = 64 * 2**20
 """Bytes that may stay free at the heap's end, so that batch after batch does not ask anew."""
-
 GROWTH = 24 * 2**20
 """Bytes by which a process may grow before free pages are looked for. With 16 MiB the shapes of
 ordinary batches set it off; with 24, 50,000 short texts took 3.1% more memory than 5,000."""

@@ -95,6 +95,8 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
         pending: Future[None] | None = None
         tidy = heap.watch()
         rooms = [make_blocks(plan.features, plan.window_rows, plan.storage_dtype) for _ in "ab"]
+        for block in (block for room in rooms for block in room.values()):
+            block.fill(0)  # its pages are there from the start: what grows later is the heap
         for number, (window, rows) in enumerate(_read_windows(plan, windows)):
             progress("extract", done, total)
             step = _step(progress, done, total, tidy)

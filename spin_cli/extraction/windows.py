@@ -39,7 +39,6 @@ def make_blocks(features: Sequence[Feature], rows: int, dtype: StorageDtype) -> 
     """
     disk = activations.DISK_DTYPES[dtype]
     room = np.empty(rows * sum(feature.width for feature in features), disk)
-    room.fill(0)  # its pages are there from the start: what grows later is the heap
     blocks, start = {}, 0
     for feature in features:
         stop = start + rows * feature.width

@@ -84,7 +84,7 @@ def fit_ridge(
 
 
 def quieten(standard: probe.Standardised) -> probe.Standardised:
-    """Divide columns that hardly vary by more than their standard deviation.
+    """Keep columns that hardly vary below unit variance.
 
     What varies by less than `QUIET` of a matrix's median column is mostly what rounding leaves of
     a neuron that is off (the tail of GELU, say). At unit variance, weights of 1e5 would turn the
