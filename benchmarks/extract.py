@@ -28,6 +28,7 @@ import gzip  # noqa: E402
 import json  # noqa: E402
 import platform  # noqa: E402
 import resource  # noqa: E402
+import shutil  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
@@ -59,17 +60,21 @@ def take_rows(source: Path, rows: int, target: Path) -> Path:
     return target
 
 
-def in_turn(one: Timed, other: Timed, repeats: int) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of their ratios *other* / *one*, taken in turn."""
-    one(), other()
-    pairs = []
-    for _ in range(repeats):
-        seconds = []
-        for run in (one, other):
-            begun = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begun)
-        pairs.append(seconds)
+def in_turn(one: Timed, other: Timed, repeats: int, folder: Path) -> tuple[float, float, float]:
+    """Median seconds of both, and the median of their ratios *other* / *one*, taken in turn.
+
+    What a run leaves as ``activations`` in *folder* is removed before the next one, untimed; the
+    first run of each is not counted.
+    """
+
+    def seconds_of(run: Timed) -> float:
+        begun = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - begun
+        shutil.rmtree(folder / "activations", ignore_errors=True)
+        return seconds
+
+    pairs = [(seconds_of(one), seconds_of(other)) for _ in range(1 + repeats)][1:]
     return (
         statistics.median(pair[0] for pair in pairs),
         statistics.median(pair[1] for pair in pairs),
@@ -116,7 +121,7 @@ def padded(
 
 
 def whole_extraction(plan: extraction.Plan, folder: Path) -> Timed:
-    return lambda: extraction.run(plan, folder / "activations", force=True)
+    return lambda: extraction.run(plan, folder / "activations")
 
 
 def usual_loop(plan: extraction.Plan, folder: Path) -> Timed:
@@ -171,12 +176,12 @@ def usual_loop(plan: extraction.Plan, folder: Path) -> Timed:
 
 def measure_forward(args: argparse.Namespace, folder: Path) -> None:
     for model, rows in ((args.model, args.rows),) if args.model else (
-        ("bundled:minilm", 2000), ("bundled:smollm2", 360),
+        ("bundled:minilm", 6000), ("bundled:smollm2", 600),
     ):  # fmt: skip
         data = take_rows(args.data / "sst2" / "train.csv.gz", rows, folder / "train.csv")
         plan = plan_for(data, model)
         bare, whole, ratio = in_turn(
-            bare_forward(plan), whole_extraction(plan, folder), args.repeats
+            bare_forward(plan), whole_extraction(plan, folder), args.repeats, folder
         )
         show("forward", model, f"SST-2, {rows} rows", bare, whole, ratio)
 
@@ -186,7 +191,7 @@ def measure_loop(args: argparse.Namespace, folder: Path) -> None:
         data = take_rows(args.data / name / "train.csv.gz", rows, folder / "train.csv")
         plan = plan_for(data, args.model or "bundled:minilm")
         whole, loop, ratio = in_turn(
-            whole_extraction(plan, folder), usual_loop(plan, folder), args.repeats
+            whole_extraction(plan, folder), usual_loop(plan, folder), args.repeats, folder
         )
         show("loop", args.model or "bundled:minilm", f"{name}, {rows} rows", whole, loop, ratio)
 
@@ -196,7 +201,7 @@ def measure_bfloat16(args: argparse.Namespace, folder: Path) -> None:
     data = take_rows(args.data / "sst2" / "train.csv.gz", args.rows or 360, folder / "train.csv")
     half, full = plan_for(data, model, Dtype.BFLOAT16), plan_for(data, model)
     fast, slow, ratio = in_turn(
-        whole_extraction(half, folder), whole_extraction(full, folder), args.repeats
+        whole_extraction(half, folder), whole_extraction(full, folder), args.repeats, folder
     )
     show("bfloat16", model, "SST-2", fast, slow, ratio)
 
@@ -278,7 +283,9 @@ def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
         poolings=(Pooling.MEAN, Pooling.LAST),
     )
     plan = extraction.plan(data, config)
-    bare, whole, ratio = in_turn(bare_forward(plan), whole_extraction(plan, folder), args.repeats)
+    bare, whole, ratio = in_turn(
+        bare_forward(plan), whole_extraction(plan, folder), args.repeats, folder
+    )
     show("gpu", "Llama-3-8B's shape, random", "IMDb cut at 256 tokens", bare, whole, ratio)
 
 

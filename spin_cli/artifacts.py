@@ -24,6 +24,7 @@ from spin_cli.fields import MANIFEST as MANIFEST
 from spin_cli.fields import check_kinds
 from spin_cli.fields import read_json as read_json
 from spin_cli.fields import to_plain as to_plain
+from spin_cli.workers import side_by_side
 
 SCHEMA = 1
 """Version of the folder layouts; raised when an older spin could no longer read them."""
@@ -90,10 +91,13 @@ def write_manifest(
 
     Files named in *leave_out* are none of the artifact's.
     """
+    others = (MANIFEST, LOG, atomic.LOCK, *leave_out)
+    paths = [path for path in sorted(folder.iterdir()) if path.name not in others]
+    sizes = [path.stat().st_size for path in paths]
+    hashes = side_by_side(sha256_file, paths, 0, size=lambda path: path.stat().st_size)
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST, LOG, atomic.LOCK, *leave_out)
+        path.name: {"bytes": size, "sha256": digest}
+        for path, size, digest in zip(paths, sizes, hashes, strict=True)
     }
     manifest = {
         "kind": kind,

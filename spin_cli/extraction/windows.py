@@ -18,8 +18,8 @@ from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.dataset import Row
 from spin_cli.errors import ModelError
 
-FLOAT16_INFINITY = 0x7C00
-"""Bits of float16's infinity; NaN has larger ones, every number smaller ones."""
+INFINITY, MINUS_INFINITY = 0x7C00, 0xFC00
+"""Bits of float16's infinities; NaN of the same sign has larger ones, every number smaller ones."""
 Blocks = dict[Feature, NDArray[Any]]
 
 
@@ -130,7 +130,10 @@ def settle_overflow(
     """
     if dtype is StorageDtype.FLOAT16:
         # Not with torch: in this thread it would start threads beside those of the forward pass.
-        if (block.view(np.uint16) & 0x7FFF).max(initial=0) < FLOAT16_INFINITY:
+        # The sign is the first bit, so the largest bits are those of the most negative number if
+        # read as unsigned, and of the most positive one if read as signed.
+        signed, unsigned = block.view(np.int16), block.view(np.uint16)
+        if signed.max(initial=0) < INFINITY and unsigned.max(initial=0) < MINUS_INFINITY:
             return 0
         flawed = ~np.isfinite(block)
         if compute != "float16" and not np.isnan(block).any():
