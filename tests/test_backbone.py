@@ -6,6 +6,9 @@ the down projection, named here for each architecture, so that it shares no code
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -25,6 +28,7 @@ from transformers import (
 )
 
 from spin_cli import backbone
+from spin_cli.backbone.batching import OVERHEAD
 from spin_cli.choices import Long, Pooling, Side, Site
 from spin_cli.config import ModelConfig
 from spin_cli.errors import DataError, ModelError
@@ -250,6 +254,28 @@ def test_batches_cover_every_row_once_and_keep_to_the_budget():
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= 1000
+
+
+def test_no_division_of_the_rows_costs_less_than_the_planned_one():
+    def cost(parts):
+        return sum(len(part) * max(part) + 3200 / OVERHEAD for part in parts)
+
+    for seed in range(20):
+        lengths = np.random.default_rng(seed).integers(1, 120, 9).tolist()
+        planned = backbone.plan_batches(lengths, 3200)
+        ordered = sorted(lengths, reverse=True)
+        cuts = [c for n in range(9) for c in combinations(range(1, 9), n)]
+        divisions = [[ordered[a:b] for a, b in pairwise([0, *cut, 9])] for cut in cuts]
+        assert all(len(part) * max(part) <= 3200 for parts in divisions for part in parts)
+        found = cost([[lengths[row] for row in batch] for batch in planned])
+        assert found == min(map(cost, divisions))
+        assert [max(lengths[row] for row in batch) for batch in planned] == sorted(
+            (max(lengths[row] for row in batch) for batch in planned), reverse=True
+        )
+
+
+def test_nothing_to_plan():
+    assert backbone.plan_batches([], 100) == []
 
 
 def test_weights_that_a_checkpoint_lacks_are_refused(tmp_path):

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.prompting import Tokens, tokenise
 from spin_cli.choices import Long, Side
 from spin_cli.errors import DataError
 
-ENOUGH_TOKENS = 1024
-"""A batch of this many tokens keeps a CPU busy, so it ends where padding would begin."""
+OVERHEAD = 32
+"""A batch costs this part of the tokens it may have at most, beside its own tokens: 64 on a CPU.
+There, both half and twice as many gave longer runs or equal ones (see benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def split(ids: list[int], head: int, tail: int, room: int, overlap: float) -> tu
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group rows of similar length, longest first.
+    """Group rows of similar length into the batches that cost least.
 
     Parameters
     ----------
@@ -142,19 +145,28 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
     Notes
     -----
-    A batch also ends where the length changes once it holds `ENOUGH_TOKENS`: most batches then
-    need neither padding nor a mask. The plan depends on *lengths* and *batch_tokens* alone.
+    A batch costs its tokens, padding included, and ``batch_tokens / OVERHEAD`` more. The rows, in
+    order of length, are divided where it costs least to do so: the cheapest division down to one
+    length follows from those down to longer ones (dynamic programming over the lengths). The plan
+    depends on *lengths* and *batch_tokens* alone.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    batches: list[list[int]] = []
-    current: list[int] = []
-    for row in order:
-        if current:
-            width = lengths[current[0]]
-            full = (len(current) + 1) * width > batch_tokens
-            ragged = lengths[row] < lengths[current[-1]] and len(current) * width >= ENOUGH_TOKENS
-            if full or ragged:
-                batches.append(current)
-                current = []
-        current.append(row)
-    return [*batches, current] if current else batches
+    sizes = np.array([lengths[row] for row in order], np.int64)
+    firsts = np.flatnonzero(np.diff(sizes, prepend=-1))  # of the rows of one length
+    lasts = np.append(firsts[1:], len(order))
+    overhead = batch_tokens / OVERHEAD
+    cheapest = np.zeros(len(firsts) + 1)
+    begins = np.zeros(len(firsts), np.int64)
+    for end in range(len(firsts)):
+        tokens = (lasts[end] - firsts[: end + 1]) * sizes[firsts[: end + 1]]
+        costs = cheapest[: end + 1] + tokens + overhead * np.ceil(tokens / batch_tokens)
+        begins[end] = int(np.argmin(costs))
+        cheapest[end + 1] = costs[begins[end]]
+    parts: list[list[list[int]]] = []
+    end = len(firsts) - 1
+    while end >= 0:
+        part = order[firsts[begins[end]] : lasts[end]]
+        most = max(1, batch_tokens // max(1, lengths[part[0]]))
+        parts.append([part[at : at + most] for at in range(0, len(part), most)])
+        end = int(begins[end]) - 1
+    return [batch for part in reversed(parts) for batch in part]
