@@ -60,12 +60,14 @@ def seconds_per_token(plan: Plan, encoded: list[Encoded]) -> float:
 
 
 def _time(plan: Plan, part: list[Encoded]) -> float:
-    """Seconds for each token, window by window: texts are batched within one."""
+    """Seconds a token, in whole windows where there are any: texts are batched within one."""
+    size = plan.window_rows
+    windows = [part[at : at + size] for at in range(0, max(1, len(part) - size + 1), size)]
     begun = time.perf_counter()
-    for start in range(0, len(part), plan.window_rows):
-        window = part[start : start + plan.window_rows]
+    for window in windows:
         read_rows_into(plan.model, window, plan.features, dtype=plan.storage_dtype)
-    return (time.perf_counter() - begun) / sum(item.n_tokens for item in part)
+    seconds = time.perf_counter() - begun
+    return seconds / sum(item.n_tokens for window in windows for item in window)
 
 
 def peak_bytes() -> int:
