@@ -31,18 +31,18 @@ def test_holes_are_handed_back_once_a_process_has_grown():
 def test_nothing_is_handed_back_where_nothing_has_grown(monkeypatch):
     trims = []
     monkeypatch.setattr(heap, "_find", lambda _name: trims.append)
-    sizes = iter([500, 510, 490, 490, 530, 520, 540, 550])
+    sizes = iter([500, 500, 490, 490, 510, 495, 506, 510])
     monkeypatch.setattr(heap, "resident", lambda: next(sizes) * 2**20)
     step = heap.watch()
     for _ in range(4):
         step()
     assert trims == []
-    step()  # 40 MiB more than at the lowest
+    step()  # 20 MiB more than at the lowest
     assert trims == [0]
     for _ in range(2):  # what a batch takes anew counts as no growth
         step()
     assert trims == [0]
-    step()  # 30 MiB more than at the lowest since then
+    step()  # 15 MiB more than at the lowest since then
     assert trims == [0, 0]
 
 
