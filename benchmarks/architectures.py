@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 # A neighbour of this file is named as a module of the standard library, which it must not shadow.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
+HERE = Path(__file__).resolve().parent
+sys.path = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
 
 import argparse  # noqa: E402
 import csv  # noqa: E402

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 # This file's name is that of a module of the standard library, which must not be shadowed.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
+HERE = Path(__file__).resolve().parent
+sys.path = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
 
 import argparse  # noqa: E402
 import time  # noqa: E402
