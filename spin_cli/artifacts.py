@@ -93,11 +93,11 @@ def write_manifest(
     """
     others = (MANIFEST, LOG, atomic.LOCK, *leave_out)
     paths = [path for path in sorted(folder.iterdir()) if path.name not in others]
-    sizes = [path.stat().st_size for path in paths]
-    hashes = side_by_side(sha256_file, paths, 0, size=lambda path: path.stat().st_size)
+    sizes = {path: path.stat().st_size for path in paths}
+    hashes = side_by_side(sha256_file, paths, 0, size=sizes.__getitem__)
     files = {
-        path.name: {"bytes": size, "sha256": digest}
-        for path, size, digest in zip(paths, sizes, hashes, strict=True)
+        path.name: {"bytes": sizes[path], "sha256": digest}
+        for path, digest in zip(paths, hashes, strict=True)
     }
     manifest = {
         "kind": kind,

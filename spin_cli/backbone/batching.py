@@ -15,7 +15,7 @@ from spin_cli.errors import DataError
 
 OVERHEAD = 32
 """A batch costs this part of the tokens it may have at most, beside its own tokens: 64 on a CPU.
-There, both half and twice as many gave longer runs or equal ones (see benchmarks/README.md)."""
+There, 16, 128 and 256 gave runs as long or longer (see benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
     Parameters
     ----------
-    lengths : tokens of each row
+    lengths : tokens of each row, at least one
     batch_tokens : most tokens in a batch, padding included (one row may exceed it)
 
     Returns
@@ -162,11 +162,11 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
         costs = cheapest[: end + 1] + tokens + overhead * np.ceil(tokens / batch_tokens)
         begins[end] = int(np.argmin(costs))
         cheapest[end + 1] = costs[begins[end]]
-    parts: list[list[list[int]]] = []
+    batches: list[list[int]] = []
     end = len(firsts) - 1
-    while end >= 0:
+    while end >= 0:  # from the shortest rows to the longest
         part = order[firsts[begins[end]] : lasts[end]]
-        most = max(1, batch_tokens // max(1, lengths[part[0]]))
-        parts.append([part[at : at + most] for at in range(0, len(part), most)])
+        most = max(1, batch_tokens // lengths[part[0]])
+        batches[:0] = [part[at : at + most] for at in range(0, len(part), most)]
         end = int(begins[end]) - 1
-    return [batch for part in reversed(parts) for batch in part]
+    return batches
