@@ -16,7 +16,7 @@ from benchmarks.cells import Work
 from benchmarks.folders import derive, relabel
 from benchmarks.scoring import of_report, score
 from benchmarks.sets import Rows, per_class, write_rows
-from spin_cli import activations, artifacts, selection, training
+from spin_cli import activations, artifacts, atomic, selection, training
 from spin_cli.choices import Control, Pooling, Site
 from spin_cli.config import DEFAULT_ETAS, SelectConfig, TrainConfig
 from spin_cli.metrics import score_function
@@ -166,7 +166,10 @@ def standardisation(work: Work) -> Points:
 
 
 def few_shots(work: Work) -> Points:
-    """So many rows per class: SPIN, last layer, and SetFit where it is installed."""
+    """So many rows per class: SPIN, last layer, and SetFit where it is installed.
+
+    Each draw is kept in a file of its own, since all of them together take an hour.
+    """
     points = []
     pool = work.splits["train"] + work.splits["val"]
     for shots in SHOTS:
@@ -174,7 +177,11 @@ def few_shots(work: Work) -> Points:
             continue
         found: dict[str, list[float]] = {}
         for seed in SEEDS:
-            for what, value in _few(work, per_class(pool, shots, seed), shots).items():
+            kept = work.root / "few-shot" / f"{shots}-{seed}.json"
+            if not kept.is_file():
+                kept.parent.mkdir(exist_ok=True)
+                atomic.write_json(kept, _few(work, per_class(pool, shots, seed), shots))
+            for what, value in artifacts.read_json(kept).items():
                 found.setdefault(what, []).append(value)
         for what, values in found.items():
             points.append(

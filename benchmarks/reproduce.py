@@ -21,6 +21,7 @@ sys.path = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() 
 
 import argparse  # noqa: E402
 import os  # noqa: E402
+import shutil  # noqa: E402
 from typing import Any  # noqa: E402
 
 from benchmarks import tables  # noqa: E402
@@ -84,6 +85,8 @@ def run(work: Work, kind: str, names: list[str], again: bool) -> None:
         path = work.root / kind / f"{name}.json"
         if path.is_file() and not again:
             continue
+        if again:
+            shutil.rmtree(work.root / name, ignore_errors=True)  # pieces that it kept
         path.parent.mkdir(parents=True, exist_ok=True)
         label = f"{work.data.parent.name} {work.model.model} {name}"
         print(label, flush=True)
