@@ -302,7 +302,7 @@ def read_samples(folder: Path) -> Samples:
     path = folder / SAMPLES
     with _open(path) as file:
         try:
-            text = {name: file[name].asstr()[:] for name in ("id", "label", "split")}
+            text = {name: _read_text(file[name]) for name in ("id", "label", "split")}
             samples = Samples(
                 text["id"], text["label"], text["split"], file["n_tokens"][:], file["truncated"][:],
                 file["labels"][:] if "labels" in file else None,
@@ -313,6 +313,16 @@ def read_samples(folder: Path) -> Samples:
     if len(lengths) != 1 or not set(samples.splits) <= set(SPLITS):
         raise ArtifactError(f"{path}: its columns do not agree")
     return samples
+
+
+def _read_text(column: Any) -> NDArray[np.object_]:
+    """A column of strings, equal ones as one object: most rows share a label and a split."""
+    found = np.empty(column.shape, object)
+    known: dict[str, str] = {}
+    for start in range(0, len(column), STRING_ROWS):
+        part = column.asstr()[start : start + STRING_ROWS]
+        found[start : start + STRING_ROWS] = [known.setdefault(text, text) for text in part]
+    return found
 
 
 def separator_of(manifest: dict[str, Any]) -> str | None:

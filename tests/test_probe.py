@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -329,6 +330,38 @@ def test_first_order_methods_reach_the_newton_optimum(monkeypatch, l1, l2, metho
     assert got.converged
     assert got.objective == pytest.approx(want.objective, rel=1e-10)
     np.testing.assert_allclose(got.coef, want.coef, atol=1e-5)
+
+
+@pytest.mark.parametrize("multi_class", ["multinomial", "ovr"])
+@pytest.mark.parametrize(
+    ("n_classes", "max_pairs"), [(2, 10**6), (3, 10**6), (2, 0), (3, 0)], ids=str
+)  # Newton, FISTA
+def test_columns_that_are_read_in_place_lead_to_the_same_optimum(
+    n_classes, max_pairs, multi_class, monkeypatch
+):
+    X, y = make(K=n_classes)
+    weight = np.random.default_rng(1).uniform(0.5, 2.0, len(y))
+    options = {"l1": 3.0, "sample_weight": weight, "multi_class": multi_class, "tol": 1e-8}
+    want = fit(X, y, n_classes, **options)
+    monkeypatch.setattr("spin_cli.probe.blocks.LONG", 1)
+    monkeypatch.setattr("spin_cli.probe.solver.MAX_PAIRS", max_pairs)
+    got = fit(np.asfortranarray(X), y, n_classes, max_iter=20_000, **options)
+    assert got.converged
+    assert got.objective == pytest.approx(want.objective, rel=1e-10)
+    assert ((got.coef != 0) == (want.coef != 0)).all()
+    np.testing.assert_allclose(got.coef, want.coef, atol=1e-6)
+
+
+def test_a_matrix_that_lies_by_column_is_not_copied():
+    X, y = make(n=40_000, d=200, dtype=np.float32)
+    by_column = np.asfortranarray(X)
+    peaks = []
+    for layout in (X, by_column):
+        tracemalloc.start()
+        fit(layout, y, 2, l1=50.0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] > X.nbytes > 1.2 * peaks[1]
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])

@@ -142,8 +142,10 @@ def test_memory_comes_before_threads():
         assert (threads, set(streamed)) == expected
 
 
-def test_a_streamed_probe_holds_no_matrix():
+@pytest.mark.parametrize("large", [False, True])
+def test_a_streamed_probe_holds_no_matrix(large, monkeypatch):
     """Blocks of rows are all that is ever asked for, and none is large."""
+    monkeypatch.setattr("spin_cli.probe.ranking.LARGE", 0 if large else 2**62)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(40_000, 200)).astype(np.float16)
     y = (X[:, 0] + rng.normal(size=len(X)) > 0).astype(int)
@@ -159,7 +161,7 @@ def test_a_streamed_probe_holds_no_matrix():
     options = {"score": SCORE, "config": config}
     found = probe.rank_neurons(lazy, y, *rows, 2, stream=True, **options)
     held = probe.rank_neurons(X, y, *rows, 2, **options)
-    assert max(asked) * 200 * 8 <= 4 * 2**20
+    assert max(asked) * 200 * (2 if large else 8) <= 4 * 2**20
     np.testing.assert_array_equal(found.neurons, held.neurons)
     np.testing.assert_array_equal(found.coef, held.coef)
     assert found.neurons[0] == 0

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts, atomic, ranks
+from spin_cli import activations, artifacts, atomic, heap, ranks
 from spin_cli.activations import RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
-from spin_cli.extraction import heap
 from spin_cli.extraction.partial import NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import compute_window, make_blocks

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+LONG = 4096
+"""Values of a column from which a call of BLAS for it alone costs little."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Blocks:
     """Rows start to stop, (stop - start, d); the slice has both and no step."""
     shape: tuple[int, int]
     dtype: np.dtype[Any]
+    by_column: bool = False
+    """Hand blocks out as an array that lies column by column would."""
 
     @property
     def ndim(self) -> int:
@@ -35,7 +39,8 @@ class Blocks:
 
     def __getitem__(self, rows: slice) -> Array:
         start, stop, _ = rows.indices(self.shape[0])
-        return self.read(slice(start, stop))
+        block = self.read(slice(start, stop))
+        return np.asfortranarray(block) if self.by_column else block
 
 
 class Remote(ABC):
@@ -58,6 +63,13 @@ class Remote(ABC):
 
     def __matmul__(self, V: Array) -> NDArray[np.float64]:
         return self.times(V)
+
+
+def column_major(X: Any) -> bool:
+    """Whether *X* lies column by column, and has columns that are worth a product each."""
+    if not isinstance(X, np.ndarray):
+        return isinstance(X, Blocks) and X.by_column
+    return bool(X.flags.f_contiguous and not X.flags.c_contiguous and len(X) >= LONG)
 
 
 def take_columns(X: Any, columns: NDArray[np.integer[Any]]) -> Blocks:

@@ -1,4 +1,4 @@
-"""Columns of X that matter now, and the Hessian on them."""
+"""The Hessian on the columns that matter now."""
 
 from __future__ import annotations
 
@@ -7,53 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_cli.probe.columns import Columns
 from spin_cli.probe.problem import F64, Problem
-from spin_cli.probe.standard import row_blocks
 
 Array = NDArray[Any]
 Index = NDArray[np.intp]
 
 
-class Columns:
-    """The columns of X that any solve has worked on, as rows of one buffer.
-
-    Row 0 is all ones (the intercept). Few columns are ever touched on the sparse side of a path,
-    and as rows they are contiguous for both products.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self.X = problem.X
-        n, d = self.X.shape
-        self.row_of = np.full(d, -1, np.intp)
-        self.count = 1
-        # Of full size, as memory that nothing was written to takes no room: growing would copy.
-        self._buffer = np.empty((d + 1, n), self.X.dtype)
-        self._buffer[0] = 1
-
-    @property
-    def data(self) -> Array:
-        """The columns held, (count, N)."""
-        return self._buffer[: self.count]
-
-    def add(self, columns: Index) -> None:
-        """Copy the columns that are not held yet."""
-        new = columns[self.row_of[columns] < 0]
-        if len(new) == 0:
-            return
-        need = self.count + len(new)
-        step = max(64, 2**15 // len(new))  # small blocks transpose within the cache
-        for rows in row_blocks(*self.X.shape):  # large ones read well where X is streamed
-            block = self.X[rows]
-            for start in range(0, len(block), step):
-                part = block[start : start + step].take(new, 1).T
-                at = rows.start + start
-                self._buffer[self.count : need, at : at + part.shape[1]] = part
-        self.row_of[new] = np.arange(self.count, need)
-        self.count = need
-
-
 class Curvature:
-    """``H[(k,j),(l,m)] = Σ_i w_i x_ij x_im p_ik (δ_kl - p_il)`` for pairs (class, buffer row).
+    """``H[(k,j),(l,m)] = Σ_i w_i x_ij x_im p_ik (δ_kl - p_il)`` for pairs (class, column).
 
     The probabilities are those of the last `reset`. They change slowly along a path, so that a
     Hessian that is a little old still gives good steps at a fraction of the cost.
@@ -113,26 +75,17 @@ class Curvature:
         every = self.rows[k]
         if len(every) == 0:
             return
-        data, P, weight = self.columns.data, self.P, self.problem.weight
+        dtype, P, weight = self.H.dtype, self.P, self.problem.weight
         block = np.zeros((len(every), len(new)), self.H.dtype)
         same = k == new_class
         D = weight * P[:, k] * ((1.0 - P[:, k]) if same else -P[:, new_class])
-        D = D.astype(data.dtype)
+        D = D.astype(dtype)
         symmetric = same and len(every) == len(new)
         root = np.sqrt(D) if symmetric else D
-        new_rows, all_rows = _as_slice(new), _as_slice(every)
-        for start in range(0, data.shape[1], 2048):
+        for start in range(0, len(D), 2048):
             part = slice(start, start + 2048)
-            right = data[new_rows, part] * root[part]
-            block += (right if symmetric else data[all_rows, part]) @ right.T
+            right = self.columns.block(new, part) * root[part]
+            block += (right if symmetric else self.columns.block(every, part)) @ right.T
         left, top = self.slot[k, every], self.slot[new_class, new]
         self.H[np.ix_(left, top)] = block
         self.H[np.ix_(top, left)] = block.T
-
-
-def _as_slice(rows: Index) -> Index | slice:
-    """A slice where the rows follow one another: it spares a copy of the columns."""
-    first, last = int(rows[0]), int(rows[-1])
-    if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
-        return slice(first, last + 1)
-    return rows

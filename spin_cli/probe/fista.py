@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spin_cli.probe.curvature import Array, Columns
+from spin_cli.probe.columns import Columns
 from spin_cli.probe.problem import F64, Problem, centre, violation
 
 
@@ -35,17 +35,16 @@ def fista(
     is 1/L with L = ‖diag(√w) [1 X]‖² times the largest curvature of the loss, 1/4 for the sigmoid
     and 1/2 for the softmax, plus l2.
     """
-    data = columns.data
     held = np.flatnonzero(columns.row_of >= 0)
     rows = columns.row_of[held]
-    U = np.zeros((problem.K, len(data)))
+    U = np.zeros((problem.K, columns.count))
     U[:, 0] = b
     U[:, rows] = W[:, held]
-    step = 1.0 / (_lipschitz(problem, data) + l2)
+    step = 1.0 / (_lipschitz(problem, columns) + l2)
     V, t, used = U, 1.0, 0
     for used in range(1, max_iter + 1):
-        R = problem.residual((V.astype(data.dtype) @ data).T.astype(np.float64))
-        G = (R.T.astype(data.dtype) @ data.T).astype(np.float64)
+        R = problem.residual(columns.times(V).T.astype(np.float64))
+        G = columns.products(R.T).astype(np.float64)
         G[:, 1:] += l2 * V[:, 1:]
         worst = np.abs(G[:, 0]).max()
         if used % 5 == 1:
@@ -69,15 +68,16 @@ def fista(
     return W, U[:, 0].copy(), used
 
 
-def _lipschitz(problem: Problem, data: Array) -> float:
+def _lipschitz(problem: Problem, columns: Columns) -> float:
     """Power iteration from a fixed start, with a margin."""
-    v = np.ones(len(data), data.dtype)
-    weight = problem.weight.astype(data.dtype)
+    dtype = problem.X.dtype
+    v = np.ones((1, columns.count), dtype)
+    weight = problem.weight.astype(dtype)
     norm = 1.0
     for _ in range(30):
-        v = data @ (weight * (v @ data))
-        norm = float(np.sqrt(v.astype(np.float64) @ v))
+        v = columns.products(weight * columns.times(v))
+        norm = float(np.linalg.norm(v.astype(np.float64)))
         if norm == 0.0:
             return 1.0
-        v /= norm
+        v /= dtype.type(norm)
     return 1.1 * norm * (0.25 if problem.K == 1 else 0.5)

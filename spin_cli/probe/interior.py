@@ -44,7 +44,8 @@ def solve_interior(H: Array, g: Array, penalty: Array, start: Array, tol: float)
     H = H.astype(np.float64)
     g, penalty, start = (np.asarray(a, np.float64) for a in (g, penalty, start))
     held, free = np.flatnonzero(penalty), np.flatnonzero(penalty == 0)
-    lam, u, diagonal = penalty[held], start.copy(), H.diagonal().copy()
+    lam, u = penalty[held], start.copy()
+    factor = np.empty_like(H, order="F")  # of every step: a new one each time would stay beside it
     unit = float(np.abs(u[held]).mean()) or 1.0
     x = np.concatenate([np.maximum(u[held], 0.0), np.maximum(-u[held], 0.0)]) + unit
     z = np.maximum(_twice(lam, g[held]), 0.1 * np.tile(lam, 2))
@@ -56,12 +57,12 @@ def solve_interior(H: Array, g: Array, penalty: Array, start: Array, tol: float)
         if worst <= 0.3 * tol and mean <= SETTLED * tol * unit:
             break
         d = (x / z).reshape(2, -1).sum(0)
-        H[held, held] = diagonal[held] + 1.0 / d
+        np.copyto(factor, H.T)  # the same values, and along its rows
+        factor[held, held] += 1.0 / d
         try:
-            factor = cho_factor(H, lower=True, check_finite=False)[0]
+            cho_factor(factor, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError:
             return None
-        H[held, held] = diagonal[held]
         state = H, factor, slope, held, d, x, z, short
         _, dx, dz = _step(state, -x * z)
         t = _length(x, z, dx, dz)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.errors import DataError
-from spin_cli.probe.blocks import Blocks, Remote
+from spin_cli.probe.blocks import Blocks, Remote, column_major
 from spin_cli.probe.labels import (
     CERTAIN,
     balanced_label_weights,
@@ -200,7 +200,8 @@ def check_data(
     if not isinstance(X, Blocks | Remote):
         if X.dtype not in (np.float32, np.float64):
             X = X.astype(np.float32)
-        X = np.ascontiguousarray(X)
+        if not column_major(X):
+            X = np.ascontiguousarray(X)
     y = np.asarray(y)
     if X.ndim != 2 or y.shape != (X.shape[0],) or len(y) == 0:
         raise DataError(f"features {X.shape} and labels {y.shape} do not belong together")

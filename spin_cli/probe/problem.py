@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.metrics import sigmoid
-from spin_cli.probe.blocks import Remote
+from spin_cli.probe.blocks import Remote, column_major
 from spin_cli.probe.standard import row_blocks
 
 Array = NDArray[Any]
@@ -24,7 +24,7 @@ class Problem:
     """
 
     X: Any
-    """(N, d), float32 or float64, C-contiguous; or `Blocks`, or `Remote`."""
+    """(N, d), float32 or float64, C-contiguous or `column_major`; or `Blocks`, or `Remote`."""
     Y: F64
     """(N, K), one-hot; for K = 1 the indicator of class 1."""
     weight: F64
@@ -70,7 +70,7 @@ class Problem:
         dtype = np.float64 if exact else X.dtype
         right = np.ascontiguousarray(R.T, dtype)
         out = np.zeros((self.K, X.shape[1]))
-        for rows in row_blocks(*X.shape):
+        for rows in self._parts():
             out += right[:, rows] @ X[rows].astype(dtype, copy=False)
         return out
 
@@ -83,12 +83,21 @@ class Problem:
         dtype = np.float64 if exact else X.dtype
         z = np.empty((X.shape[0], self.K))
         V = np.ascontiguousarray(W[:, support].T, dtype)
-        whole = len(support) == X.shape[1]
-        for rows in row_blocks(*X.shape):
-            block = X[rows] if whole else X[rows].take(support, 1)
-            z[rows] = block.astype(dtype, copy=False) @ V
+        for rows in self._parts():
+            z[rows] = self._some(rows, support).astype(dtype, copy=False) @ V
         z += b
         return z
+
+    def _parts(self) -> list[slice]:
+        # Short runs of a column read slowly.
+        rows, columns = self.X.shape
+        return row_blocks(rows, columns, 2 if column_major(self.X) else 8)
+
+    def _some(self, rows: slice, columns: NDArray[np.intp]) -> Array:
+        X = self.X
+        if len(columns) == X.shape[1]:
+            return np.asarray(X[rows])
+        return np.asarray(X[rows].T[columns].T if column_major(X) else X[rows].take(columns, 1))
 
     def null_intercept(self) -> F64:
         """The intercept (K,) that is best with all weights zero: the log odds of the classes."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from spin_cli.probe.curvature import Array, Columns, Curvature, Index
+from spin_cli.probe.columns import Array, Columns, Index
+from spin_cli.probe.curvature import Curvature
 from spin_cli.probe.fista import fista
 from spin_cli.probe.problem import F64, Problem, violation
 from spin_cli.probe.quadratic import solve_quadratic
@@ -140,7 +141,7 @@ class Solver:
         for _ in range(20):
             R = self.problem.residual(self.z)
             u = np.concatenate([self.b, self.W[classes, features]])
-            g = pairs.gradient(self.columns.data, R)
+            g = pairs.gradient(self.columns, R)
             penalty = np.full(len(u), l1)
             penalty[:K] = 0.0
             g[K:] += l2 * u[K:]
@@ -215,7 +216,7 @@ class Solver:
             pairs.flat() if K > 1 and l2 == 0.0 else None,
         ).astype(np.float64)
         move = target - u
-        dz = pairs.logits(self.columns.data, move)
+        dz = pairs.logits(self.columns, move)
         old = self.problem.loss(self.z)
         start = penalty @ np.abs(u) + 0.5 * l2 * (u[K:] @ u[K:])
         slack = 10 * eps * eps * abs(old) if eps > 1e-10 else 10 * eps * abs(old)
@@ -234,7 +235,7 @@ class Solver:
 
 
 class _Pairs:
-    """The working set as pairs (class, buffer row); the first K are the intercepts."""
+    """The working set as pairs (class, number of a column); the first K are the intercepts."""
 
     def __init__(self, classes: Index, rows: Index, features: Index, K: int) -> None:
         self.classes, self.rows, self.features, self.K = classes, rows, features, K
@@ -246,17 +247,16 @@ class _Pairs:
         whole = np.isin(self.features[order], features[counts == self.K])
         return np.asarray(order[whole].reshape(-1, self.K).T + self.K)
 
-    def gradient(self, data: Array, R: F64) -> F64:
-        """Of the loss, for each pair. All rows held are multiplied: a gather costs more."""
-        right = R.T.astype(data.dtype)
-        full = data @ right[0] if self.K == 1 else (data @ right.T)[self.rows, self.classes]
-        return np.asarray(full[self.rows] if self.K == 1 else full, np.float64)
+    def gradient(self, columns: Columns, R: F64) -> F64:
+        """Of the loss, for each pair."""
+        full = columns.products(R.T, self.rows)
+        return np.asarray(full[self.classes, np.arange(len(self.rows))], np.float64)
 
-    def logits(self, data: Array, move: F64) -> F64:
+    def logits(self, columns: Columns, move: F64) -> F64:
         """Change of the logits (N, K) for a change of the pairs' weights."""
-        V = np.zeros((self.K, len(data)), data.dtype)
+        V = np.zeros((self.K, columns.count))
         V[self.classes, self.rows] = move
-        return np.asarray((V @ data).T, np.float64)
+        return np.asarray(columns.times(V).T, np.float64)
 
 
 def _worst(u: F64, g: F64, penalty: F64) -> float:

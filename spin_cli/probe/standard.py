@@ -21,7 +21,8 @@ class Standardised:
     """Training rows with mean 0 and standard deviation 1, and what it takes to do others alike."""
 
     X: NDArray[np.float32]
-    """(N, d_kept), C-contiguous; `Blocks` that stand for it where it was to be streamed."""
+    """(N, d_kept), C-contiguous, or F-contiguous where it was to lie by column; `Blocks` that stand
+    for it where it was to be streamed."""
     mean: NDArray[np.float64]
     """(d,), of the raw columns."""
     scale: NDArray[np.float64]
@@ -42,7 +43,7 @@ class Standardised:
         return _apply(X, self.mean, self.scale, self.kept)
 
 
-def standardise(X: Any, *, stream: bool = False) -> Standardised:
+def standardise(X: Any, *, stream: bool = False, by_column: bool = False) -> Standardised:
     """Standardise the columns of ``X``, leaving out those that are constant.
 
     Parameters
@@ -51,6 +52,7 @@ def standardise(X: Any, *, stream: bool = False) -> Standardised:
         Anything sliced by rows that gives such arrays will do, an HDF5 dataset too: rows are read
         in blocks, twice, and never upcast as a whole.
     stream : make rows of the result anew each time they are asked for, from ``X``, and hold none
+    by_column : lay the result out column by column; the solver then needs no copy of those in use
 
     Raises
     ------
@@ -74,9 +76,11 @@ def standardise(X: Any, *, stream: bool = False) -> Standardised:
             lambda part: _apply(X[part], mean, scale, kept),
             (X.shape[0], len(kept)),
             np.dtype(np.float32),
+            by_column,
         )
         return Standardised(cast(NDArray[np.float32], rows), mean, scale, kept)
-    return Standardised(_apply(X, mean, scale, kept), mean, scale, kept)
+    out = np.empty((X.shape[0], len(kept)), np.float32, "F" if by_column else "C")
+    return Standardised(_apply(X, mean, scale, kept, out), mean, scale, kept)
 
 
 def row_blocks(rows: int, columns: int, itemsize: int = 8) -> list[slice]:
@@ -134,8 +138,10 @@ def _apply(
     mean: NDArray[np.float64],
     scale: NDArray[np.float64],
     kept: NDArray[np.intp],
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    out = np.empty((X.shape[0], len(kept)), np.float32)
+    if out is None:
+        out = np.empty((X.shape[0], len(kept)), np.float32)
     whole = len(kept) == X.shape[1]
     for rows in row_blocks(*X.shape):
         block = X[rows].astype(np.float64)

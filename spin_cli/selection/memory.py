@@ -13,7 +13,7 @@ STANDARD = 4
 """Bytes per value of a standardised matrix."""
 COPY = 4
 """Bytes per value of the matrix as read, which is let go before the solver makes its copy of the
-columns in use (at most all of them)."""
+columns in use (at most all of them; none of a large matrix)."""
 BESIDE = 350 * 10**6
 """Bytes taken beside the largest matrix without being asked. With 130 MB for the program and its
 libraries that makes one matrix and 500 MB."""
