@@ -46,22 +46,24 @@ def pool(
     Works on runs of neighbours of equal span, so that padding is sliced off rather than masked:
     a mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU.
     """
-    runs = equal_runs(spans)
-    return {pooling: _pool_one(states, runs, pooling) for pooling in poolings}
+    parts = [
+        (states[start:stop, slice(*span)], slice(start, stop))
+        for start, stop, span in equal_runs(spans)
+    ]
+    found = {}
+    for pooling in poolings:
+        dtype = states.dtype if pooling is Pooling.MAX else torch.float32
+        pooled = states.new_empty((len(states), states.shape[2]), dtype=dtype)
+        for part, rows in parts:
+            _pool_run(part, pooling, pooled[rows])
+        found[pooling] = pooled.float()
+    return found
 
 
-def _pool_one(
-    states: torch.Tensor, runs: list[tuple[int, int, Span]], pooling: Pooling
-) -> torch.Tensor:
-    parts = [_pool_run(states[start:stop, slice(*span)], pooling) for start, stop, span in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _pool_run(states: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+def _pool_run(states: torch.Tensor, pooling: Pooling, out: torch.Tensor) -> None:
     if pooling is Pooling.MEAN:
-        return states.mean(1, dtype=torch.float32)
-    if pooling is Pooling.MAX:
-        return states.amax(1).float()
-    at = -1 if pooling is Pooling.LAST else 0
-    # A copy: a view would keep all of (B, T, F) in memory for as long as the vectors are kept.
-    return states[:, at].to(torch.float32, copy=True)
+        torch.mean(states, 1, dtype=torch.float32, out=out)
+    elif pooling is Pooling.MAX:
+        torch.amax(states, 1, out=out)
+    else:
+        out.copy_(states[:, -1 if pooling is Pooling.LAST else 0])

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts, atomic
-from spin_cli.activations import RowWriter
+from spin_cli import activations, artifacts, atomic, workers
+from spin_cli.activations import Feature, RowWriter
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.planning import Plan
 from spin_cli.extraction.windows import Blocks, settle_overflow, store_window, write_at
 
 REQUEST, WINDOWS, LENGTHS, OVERFLOWS = "request.json", "windows.bin", "lengths.bin", "overflows.bin"
 NOTES = (LENGTHS, WINDOWS, OVERFLOWS, REQUEST)
+FILES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,15 @@ def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
         return Partial(folder, plan)
     atomic.clear(folder)
     rows = len(plan.dataset)
-    for layer in dict.fromkeys(feature.layer for feature in plan.features):
-        mine = [feature for feature in plan.features if feature.layer == layer]
+    by_layer: dict[str, list[Feature]] = {}
+    for feature in plan.features:
+        by_layer.setdefault(feature.layer, []).append(feature)
+
+    def create(mine: list[Feature]) -> None:
         activations.create_layer(folder / mine[0].file, mine, rows, plan.storage_dtype)
+
+    # While one file is synced, others are made.
+    workers.side_by_side(create, list(by_layer.values()), FILES_AT_ONCE)
     np.zeros(rows, np.int32).tofile(folder / LENGTHS)
     np.zeros((len(plan.windows), len(plan.features)), np.int64).tofile(folder / OVERFLOWS)
     np.zeros(len(plan.windows), np.uint8).tofile(folder / WINDOWS)
