@@ -62,6 +62,23 @@ def assert_same(one: Path, other: Path):
     assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
 
 
+@pytest.mark.parametrize("rooms", [1, 2])
+def test_no_matrix_is_filled_anew_before_it_is_written(
+    data, straight, tmp_path, monkeypatch, rooms
+):
+    """A disk so slow that the next window comes in before the last one is out."""
+    write = activations.RowWriter.write
+
+    def slowly(*args):
+        time.sleep(0.02)
+        write(*args)
+
+    monkeypatch.setattr(activations.RowWriter, "write", slowly)
+    monkeypatch.setattr(planning.Plan, "rooms", rooms)
+    small_windows.run_loaded(data, tmp_path / "activations")
+    assert_same(straight, tmp_path / "activations")
+
+
 # -- kills ---------------------------------------------------------------------------------------
 
 

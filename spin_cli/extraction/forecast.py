@@ -15,8 +15,6 @@ from spin_cli.extraction.windows import read_rows_into
 PATIENCE = 20.0
 """Seconds that timing the whole sample may take; else a part of it is timed."""
 PARTS = 8
-BUFFERS = 2
-"""Windows in memory: one in work, one being written."""
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "truncated": round(sum(item.truncated for item in encoded) * scale),
         "disk_bytes": activations.disk_bytes(plan.features, rows, plan.storage_dtype),
         "seconds": round(seconds_per_token(plan, encoded) * tokens * scale, 1),
-        "memory_bytes": peak_bytes() + BUFFERS * plan.window_rows * plan.row_bytes,
+        "memory_bytes": peak_bytes() + plan.rooms * plan.window_rows * plan.row_bytes,
         "features": len(plan.features),
         "hookpoints": hookpoints([(f.site.value, f.hookpoint) for f in plan.features]),
         "window_rows": plan.window_rows,

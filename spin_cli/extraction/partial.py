@@ -20,7 +20,7 @@ from spin_cli import activations, artifacts, atomic, workers
 from spin_cli.activations import Feature, RowWriter
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.planning import Plan
-from spin_cli.extraction.windows import Blocks, settle_overflow, store_window, write_at
+from spin_cli.extraction.windows import settle_overflow, write_at
 
 REQUEST, WINDOWS, LENGTHS, OVERFLOWS = "request.json", "windows.bin", "lengths.bin", "overflows.bin"
 NOTES = (LENGTHS, WINDOWS, OVERFLOWS, REQUEST)
@@ -65,17 +65,24 @@ class Partial:
             )
         return values
 
-    def store(
-        self, writer: RowWriter, window: int, blocks: Blocks, lengths: NDArray[np.int32]
-    ) -> None:
-        """Write one window, sync it, and only then note that it is there."""
+    def store(self, writer: RowWriter, window: int, feature: Feature, block: NDArray[Any]) -> int:
+        """Write one feature of a window; how many values float16 could not hold."""
         plan, start = self.plan, self.plan.windows[window].start
         compute = str(plan.model.dtype).removeprefix("torch.")
-        overflows = np.array(
-            [settle_overflow(blocks[f], f, start, plan.storage_dtype, compute) for f in blocks],
-            np.int64,
-        )
-        store_window(writer, start, blocks)
+        count = settle_overflow(block, feature, start, plan.storage_dtype, compute)
+        writer.write(feature, start, block)
+        return count
+
+    def note(
+        self,
+        writer: RowWriter,
+        window: int,
+        lengths: NDArray[np.int32],
+        overflows: NDArray[np.int64],
+    ) -> None:
+        """Sync a window of which every feature is stored, and only then note that it is there."""
+        writer.sync()
+        start = self.plan.windows[window].start
         write_at(self.folder / LENGTHS, lengths, start * lengths.itemsize)
         write_at(self.folder / OVERFLOWS, overflows, window * overflows.nbytes)
         write_at(self.folder / WINDOWS, np.ones(1, np.uint8), window)

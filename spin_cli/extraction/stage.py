@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import activations, artifacts, atomic, heap, ranks
-from spin_cli.activations import RowWriter
+from spin_cli.activations import Feature, RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.partial import NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
-from spin_cli.extraction.windows import compute_window, make_blocks
+from spin_cli.extraction.windows import Blocks, compute_window, make_blocks
 from spin_cli.ranks import Ranks
 
 
@@ -87,31 +87,68 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
     """Compute window after window while the one before is being written; returns tokens read."""
     plan = partial.plan
     total, done, tokens = sum(len(plan.windows[w]) for w in windows), 0, 0
-    with (
-        RowWriter(partial.folder, plan.features) as writer,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        pending: Future[None] | None = None
+    with RowWriter(partial.folder, plan.features) as writer, ThreadPoolExecutor(1) as pool:
         tidy = heap.watch()
-        rooms = [make_blocks(plan.features, plan.window_rows, plan.storage_dtype) for _ in "ab"]
-        for block in (block for room in rooms for block in room.values()):
-            block.fill(0)  # its pages are there from the start: what grows later is the heap
+        rooms = [Room(plan) for _ in range(plan.rooms)]
         for number, (window, rows) in enumerate(_read_windows(plan, windows)):
             progress("extract", done, total)
+            room = rooms[number % len(rooms)]
             step = _step(progress, done, total, tidy)
             start = plan.windows[window].start
             blocks, lengths = compute_window(
-                plan.model, plan.features, plan.storage_dtype, rows, start, step, rooms[number % 2]
-            )
+                plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
+                room.ready,
+            )  # fmt: skip
             tokens += int(np.abs(lengths).sum())
             done += len(rows)
-            if pending is not None:
-                pending.result()
-            pending = pool.submit(partial.store, writer, window, blocks, lengths)
-        if pending is not None:
-            pending.result()
+            room.hand_over(pool, partial, writer, window, blocks, lengths)
+        for room in rooms:
+            room.wait()
     progress("extract", total, total)
     return tokens
+
+
+class Room:
+    """Memory for one window, which is written feature by feature while the next one comes in."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.blocks = make_blocks(plan.features, plan.window_rows, plan.storage_dtype)
+        for block in self.blocks.values():
+            block.fill(0)  # its pages are there from the start: what grows later is the heap
+        self._stored: dict[Feature, Future[int]] = {}
+        self._noted: Future[None] | None = None
+
+    def ready(self, feature: Feature) -> None:
+        """Return when the block of *feature* is written and may be filled anew."""
+        if (stored := self._stored.pop(feature, None)) is not None:
+            stored.result()
+
+    def wait(self) -> None:
+        """Return when all that was handed over is on the disk; or raise what prevented it."""
+        if self._noted is not None:
+            self._noted.result()
+
+    def hand_over(
+        self,
+        pool: ThreadPoolExecutor,
+        partial: Partial,
+        writer: RowWriter,
+        window: int,
+        blocks: Blocks,
+        lengths: NDArray[np.int32],
+    ) -> None:
+        """Have a thread write *blocks*, which lie in this room, in the order of the features."""
+        self.wait()
+        stored = {
+            feature: pool.submit(partial.store, writer, window, feature, block)
+            for feature, block in blocks.items()
+        }
+
+        def note() -> None:
+            overflows = np.array([count.result() for count in stored.values()], np.int64)
+            partial.note(writer, window, lengths, overflows)
+
+        self._stored, self._noted = dict(stored), pool.submit(note)
 
 
 def _read_windows(plan: Plan, windows: Sequence[int]) -> Iterator[tuple[int, list[Row]]]:

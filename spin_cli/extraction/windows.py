@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ def read_rows_into(
     dtype: StorageDtype = StorageDtype.FLOAT32,
     done: Callable[[int], None] | None = None,
     blocks: Blocks | None = None,
+    ready: Callable[[Feature], None] = lambda _: None,
 ) -> Blocks:
     """Read all *features* of some texts.
 
     Parameters
     ----------
     blocks : from `make_blocks`, with room for at least as many rows; default new ones
+    ready : returns when a feature's block may be written to
 
     Returns
     -------
@@ -69,12 +71,14 @@ def read_rows_into(
     if blocks is None:
         blocks = make_blocks(features, len(encoded), dtype)
     blocks = {feature: blocks[feature][: len(encoded)] for feature in features}
-    by_key = {(f.layer, f.site, f.pooling): blocks[f] for f in features}
+    by_key = {(f.layer, f.site, f.pooling): f for f in features}
 
     def store(
         layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[np.float32]
     ) -> None:
-        by_key[layer, site, pooling][rows] = to_disk(vectors, dtype)
+        feature = by_key[layer, site, pooling]
+        ready(feature)
+        blocks[feature][rows] = to_disk(vectors, dtype)
 
     backbone.gather(model, encoded, wanted_of(features), store, done)
     return blocks
@@ -98,6 +102,7 @@ def compute_window(
     first_row: int,
     done: Callable[[int], None] | None = None,
     blocks: Blocks | None = None,
+    ready: Callable[[Feature], None] = lambda _: None,
 ) -> tuple[Blocks, NDArray[np.int32]]:
     """Read all features of consecutive rows, into *blocks* where given (see `read_rows_into`).
 
@@ -108,7 +113,9 @@ def compute_window(
         Tokens of each text; negative where it was cut.
     """
     encoded = backbone.encode(model, [row.text for row in rows], first_row=first_row)
-    blocks = read_rows_into(model, encoded, features, dtype=dtype, done=done, blocks=blocks)
+    blocks = read_rows_into(
+        model, encoded, features, dtype=dtype, done=done, blocks=blocks, ready=ready
+    )
     lengths = np.array([e.n_tokens * (-1 if e.truncated else 1) for e in encoded], np.int32)
     return blocks, lengths
 
@@ -159,12 +166,3 @@ def write_at(path: Path, values: NDArray[Any], place: int) -> None:
         file.write(values.tobytes())
         file.flush()
         os.fsync(file.fileno())
-
-
-def store_window(
-    writer: activations.RowWriter, first_row: int, blocks: Mapping[Feature, NDArray[Any]]
-) -> None:
-    """Write one window's blocks and return when they are on the disk."""
-    for feature, block in blocks.items():
-        writer.write(feature, first_row, block)
-    writer.sync()
