@@ -177,9 +177,12 @@ def few_shots(work: Work) -> Points:
             continue
         found: dict[str, list[float]] = {}
         for seed in SEEDS:
-            kept = work.root / "few-shot" / f"{shots}-{seed}.json"
+            rivals = (
+                "-setfit" if peers.has("setfit") else ""
+            )  # else draws without it would be mixed in
+            kept = work.pieces("few-shot") / f"{shots}-{seed}{rivals}.json"
             if not kept.is_file():
-                kept.parent.mkdir(exist_ok=True)
+                kept.parent.mkdir(parents=True, exist_ok=True)
                 atomic.write_json(kept, _few(work, per_class(pool, shots, seed), shots))
             for what, value in artifacts.read_json(kept).items():
                 found.setdefault(what, []).append(value)

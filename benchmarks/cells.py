@@ -63,6 +63,10 @@ class Work:
         """Test texts on which costs are measured."""
         return [text for text, _ in sample(self.splits["test"], SAMPLE, 0)]
 
+    def pieces(self, name: str) -> Path:
+        """Where a cell keeps what it has found so far."""
+        return self.root / "pieces" / name
+
     def activations(self) -> Path:
         """Made where missing: read off the model, or copied out of `source`."""
         target = self.root / "activations"

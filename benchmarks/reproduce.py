@@ -86,7 +86,8 @@ def run(work: Work, kind: str, names: list[str], again: bool) -> None:
         if path.is_file() and not again:
             continue
         if again:
-            shutil.rmtree(work.root / name, ignore_errors=True)  # pieces that it kept
+            path.unlink(missing_ok=True)
+            shutil.rmtree(work.pieces(name), ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         label = f"{work.data.parent.name} {work.model.model} {name}"
         print(label, flush=True)

@@ -200,8 +200,8 @@ class RowWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
+        while self._descriptors:  # a thread that still writes must not find another file's number
+            os.close(self._descriptors.popitem()[1])
 
 
 def _chunk_places(dataset: Any) -> tuple[int, list[int]]:
@@ -302,9 +302,10 @@ def read_samples(folder: Path) -> Samples:
     path = folder / SAMPLES
     with _open(path) as file:
         try:
-            text = {name: _read_text(file[name]) for name in ("id", "label", "split")}
+            text = {name: _read_text(file[name]) for name in ("label", "split")}
+            ids = file["id"].asstr()[:]
             samples = Samples(
-                text["id"], text["label"], text["split"], file["n_tokens"][:], file["truncated"][:],
+                ids, text["label"], text["split"], file["n_tokens"][:], file["truncated"][:],
                 file["labels"][:] if "labels" in file else None,
             )  # fmt: skip
         except (KeyError, TypeError, OSError, UnicodeDecodeError, AttributeError) as error:

@@ -43,8 +43,9 @@ def pool(
 
     Notes
     -----
-    Works on runs of neighbours of equal span, so that padding is sliced off rather than masked:
-    a mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU.
+    Works on runs of neighbours of equal span, so that padding is sliced off rather than masked: a
+    mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU. For
+    inference alone: no gradient passes.
     """
     parts = [
         (states[start:stop, slice(*span)], slice(start, stop))
@@ -53,7 +54,7 @@ def pool(
     found = {}
     for pooling in poolings:
         dtype = states.dtype if pooling is Pooling.MAX else torch.float32
-        pooled = states.new_empty((len(states), states.shape[2]), dtype=dtype)
+        pooled = states.new_empty((len(spans), states.shape[2]), dtype=dtype)
         for part, rows in parts:
             _pool_run(part, pooling, pooled[rows])
         found[pooling] = pooled.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import filecmp
 import json
 import multiprocessing
@@ -28,7 +29,7 @@ from spin_cli.backbone import gathering
 from spin_cli.backbone.batching import split
 from spin_cli.choices import Long, Pooling, Site, StorageDtype
 from spin_cli.config import MAX_OVERLAP, ModelConfig
-from spin_cli.errors import ArtifactError, ModelError, UsageError
+from spin_cli.errors import ArtifactError, ModelError, SpinError, UsageError
 from spin_cli.extraction import planning
 from spin_cli.extraction.windows import settle_overflow
 from spin_cli.verification import verify
@@ -77,6 +78,34 @@ def test_no_matrix_is_filled_anew_before_it_is_written(
     monkeypatch.setattr(planning.Plan, "rooms", rooms)
     small_windows.run_loaded(data, tmp_path / "activations")
     assert_same(straight, tmp_path / "activations")
+
+
+@pytest.mark.parametrize("rooms", [1, 2])
+@pytest.mark.parametrize("broken", ["write", "sync"])
+def test_a_window_that_could_not_be_written_is_not_noted(
+    data, straight, tmp_path, monkeypatch, rooms, broken
+):
+    folder = tmp_path / "activations"
+    works, calls = getattr(activations.RowWriter, broken), []
+    features = len(artifacts.read_manifest(straight, "activations")["features"])
+    fatal = {"write": features + features // 2, "sync": 2}[broken]  # in the second window
+
+    def breaks(*args):
+        calls.append(args)
+        if len(calls) == fatal:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return works(*args)
+
+    monkeypatch.setattr(planning.Plan, "rooms", rooms)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations.RowWriter, broken, breaks)
+        with pytest.raises(SpinError, match="disk is full"):
+            small_windows.run_loaded(data, folder)
+    windows = np.fromfile(atomic.partial_folder(folder) / "windows.bin", np.uint8)
+    assert windows[:2].tolist() == [1, 0]  # with two rooms, a later one may be there
+    assert not folder.exists()
+    small_windows.run_loaded(data, folder)
+    assert_same(straight, folder)
 
 
 # -- kills ---------------------------------------------------------------------------------------

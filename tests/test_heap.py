@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from spin_cli import heap
+from spin_cli.extraction import heap
 
 glibc = pytest.mark.skipif(
     heap._find("malloc_trim") is None, reason="this C library hands back nothing on request"

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from spin_cli import activations, artifacts, backbone, heap
+from spin_cli import activations, artifacts, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import ExtractConfig, ModelConfig
 from spin_cli.dataset import Dataset, Row, hash_sources, scan
 from spin_cli.errors import ModelError, UsageError
+from spin_cli.extraction import heap
 from spin_cli.extraction.windows import read_rows_into
 
 WINDOW_BYTES = 64 * 2**20
@@ -49,8 +50,10 @@ class Plan:
 
     @property
     def rooms(self) -> int:
-        """Windows in memory at once. A CPU comes to a matrix long after it was written; a GPU hands
-        over all matrices of a batch together, and would wait.
+        """Windows in memory at once.
+
+        A CPU comes to the first matrices of a window while the last ones of the window before are
+        written to the system's cache. A GPU hands over all of a batch together, and would wait.
         """
         return 1 if self.model.device.type == "cpu" else 2
 

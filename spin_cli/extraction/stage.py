@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts, atomic, heap, ranks
+from spin_cli import activations, artifacts, atomic, ranks
 from spin_cli.activations import Feature, RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
+from spin_cli.extraction import heap
 from spin_cli.extraction.partial import NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import Blocks, compute_window, make_blocks
@@ -90,20 +91,24 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
     with RowWriter(partial.folder, plan.features) as writer, ThreadPoolExecutor(1) as pool:
         tidy = heap.watch()
         rooms = [Room(plan) for _ in range(plan.rooms)]
-        for number, (window, rows) in enumerate(_read_windows(plan, windows)):
-            progress("extract", done, total)
-            room = rooms[number % len(rooms)]
-            step = _step(progress, done, total, tidy)
-            start = plan.windows[window].start
-            blocks, lengths = compute_window(
-                plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
-                room.ready,
-            )  # fmt: skip
-            tokens += int(np.abs(lengths).sum())
-            done += len(rows)
-            room.hand_over(pool, partial, writer, window, blocks, lengths)
-        for room in rooms:
-            room.wait()
+        try:
+            for number, (window, rows) in enumerate(_read_windows(plan, windows)):
+                progress("extract", done, total)
+                room = rooms[number % len(rooms)]
+                step = _step(progress, done, total, tidy)
+                start = plan.windows[window].start
+                blocks, lengths = compute_window(
+                    plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
+                    room.ready,
+                )  # fmt: skip
+                tokens += int(np.abs(lengths).sum())
+                done += len(rows)
+                room.hand_over(pool, partial, writer, window, blocks, lengths)
+            for room in rooms:
+                room.wait()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is left of a window is of no use
+            raise
     progress("extract", total, total)
     return tokens
 
@@ -148,6 +153,7 @@ class Room:
             overflows = np.array([count.result() for count in stored.values()], np.int64)
             partial.note(writer, window, lengths, overflows)
 
+        # A copy, since `note` goes through them while `ready` takes them out.
         self._stored, self._noted = dict(stored), pool.submit(note)
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 LONG = 4096
-"""Values of a column from which a call of BLAS for it alone costs little."""
+"""Rows from which columns may be read where they lie: of shorter ones, a copy is read faster."""
+PANEL, SHORT = 2048, 64
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,22 @@ class Remote(ABC):
 
 
 def column_major(X: Any) -> bool:
-    """Whether *X* lies column by column, and has columns that are worth a product each."""
+    """Whether *X* lies column by column, and its columns are long."""
     if not isinstance(X, np.ndarray):
         return isinstance(X, Blocks) and X.by_column
     return bool(X.flags.f_contiguous and not X.flags.c_contiguous and len(X) >= LONG)
+
+
+def panels(rows: int, step: int = PANEL) -> list[slice]:
+    """Slices of *step* rows; a short rest goes with the last of them.
+
+    BLAS multiplies a few rows in another order where they lie in another way, so that a matrix in
+    memory and one that is streamed would differ in their last bits.
+    """
+    starts = list(range(0, rows, step))
+    if len(starts) > 1 and rows - starts[-1] < SHORT:
+        starts.pop()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
 
 
 def take_columns(X: Any, columns: NDArray[np.integer[Any]]) -> Blocks:

@@ -35,11 +35,11 @@ def fista(
     is 1/L with L = ‖diag(√w) [1 X]‖² times the largest curvature of the loss, 1/4 for the sigmoid
     and 1/2 for the softmax, plus l2.
     """
-    held = np.flatnonzero(columns.row_of >= 0)
-    rows = columns.row_of[held]
+    held = np.flatnonzero(columns.number_of >= 0)
+    numbers = columns.number_of[held]
     U = np.zeros((problem.K, columns.count))
     U[:, 0] = b
-    U[:, rows] = W[:, held]
+    U[:, numbers] = W[:, held]
     step = 1.0 / (_lipschitz(problem, columns) + l2)
     V, t, used = U, 1.0, 0
     for used in range(1, max_iter + 1):
@@ -64,7 +64,7 @@ def fista(
         V = new + ((t - 1.0) / t_new) * moved
         U, t = new, t_new
     W = np.zeros_like(W)
-    W[:, held] = U[:, rows]
+    W[:, held] = U[:, numbers]
     return W, U[:, 0].copy(), used
 
 

@@ -41,11 +41,13 @@ def solve_interior(H: Array, g: Array, penalty: Array, start: Array, tol: float)
     to fifteen steps will do however alike the columns are, where methods that go from sign to sign
     take hundreds.
     """
-    H = H.astype(np.float64)
+    H = H.astype(np.float64, copy=False)
     g, penalty, start = (np.asarray(a, np.float64) for a in (g, penalty, start))
     held, free = np.flatnonzero(penalty), np.flatnonzero(penalty == 0)
     lam, u = penalty[held], start.copy()
-    factor = np.empty_like(H, order="F")  # of every step: a new one each time would stay beside it
+    room = np.empty_like(
+        H, order="F"
+    )  # for every step's factor: a new one would lie beside the old
     unit = float(np.abs(u[held]).mean()) or 1.0
     x = np.concatenate([np.maximum(u[held], 0.0), np.maximum(-u[held], 0.0)]) + unit
     z = np.maximum(_twice(lam, g[held]), 0.1 * np.tile(lam, 2))
@@ -57,10 +59,10 @@ def solve_interior(H: Array, g: Array, penalty: Array, start: Array, tol: float)
         if worst <= 0.3 * tol and mean <= SETTLED * tol * unit:
             break
         d = (x / z).reshape(2, -1).sum(0)
-        np.copyto(factor, H.T)  # the same values, and along its rows
-        factor[held, held] += 1.0 / d
+        np.copyto(room, H.T)  # H is symmetric, and so both are read along their rows
+        room[held, held] += 1.0 / d
         try:
-            cho_factor(factor, lower=True, overwrite_a=True, check_finite=False)
+            factor = cho_factor(room, lower=True, overwrite_a=True, check_finite=False)[0]
         except LinAlgError:
             return None
         state = H, factor, slope, held, d, x, z, short

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.metrics import sigmoid
-from spin_cli.probe.blocks import Remote, column_major
+from spin_cli.probe.blocks import PANEL, Remote, column_major, panels
 from spin_cli.probe.standard import row_blocks
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]
+COLUMN_BYTES = 8 * 2**20
+"""Rows of a matrix that lies by column are multiplied in blocks of at most about this size."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,10 @@ class Problem:
         return z
 
     def _parts(self) -> list[slice]:
-        # Short runs of a column read slowly.
-        rows, columns = self.X.shape
-        return row_blocks(rows, columns, 2 if column_major(self.X) else 8)
+        if not column_major(self.X):
+            return row_blocks(*self.X.shape)
+        rows, columns = self.X.shape  # short runs of a column read slowly: larger blocks
+        return panels(rows, max(256, min(PANEL, COLUMN_BYTES // (4 * columns))))
 
     def _some(self, rows: slice, columns: NDArray[np.intp]) -> Array:
         X = self.X

@@ -15,7 +15,7 @@ from spin_cli import mask
 from spin_cli.choices import Control, Solver
 from spin_cli.config import SelectConfig
 from spin_cli.errors import DataError, UsageError
-from spin_cli.probe.blocks import LONG, Remote, take_columns, take_rows
+from spin_cli.probe.blocks import Remote, take_columns, take_rows
 from spin_cli.probe.logistic import fit
 from spin_cli.probe.path import fit_path
 from spin_cli.probe.reference import fit_reference
@@ -23,7 +23,7 @@ from spin_cli.probe.results import ConvergenceWarning, Fit, Path, fold_back
 from spin_cli.probe.standard import Standardised, standardise
 
 Score = Callable[[NDArray[Any], NDArray[np.float64]], float]
-LARGE = 2**25
+LARGE_MATRIX = 2**25
 """Values from which a matrix is laid out column by column, so that none of it is copied."""
 RESAMPLE, SHUFFLE, DRAW = 1, 2, 3
 """Tell the uses of one seed apart."""
@@ -97,7 +97,7 @@ def rank_neurons(
         return found
     X_val = transform(take_rows(X, val))
     if config.control is not Control.RANDOM:
-        X = None  # not needed again: the solver's copy of columns takes its place
+        X = None  # not needed again: what the solver takes beside the standardised rows is less
     path = _path(standard, y[train], X_val, y[val], n_classes, score, config)
     best = path.fits[path.best]
     found = _ranked(best, path.scores[path.best], standard, config.top_k)
@@ -126,7 +126,7 @@ def _standardised(
 ) -> tuple[Standardised, Callable[[Any], NDArray[np.float32]]]:
     """Training rows, and what puts other rows on the same footing and the same device."""
     if device is None:
-        large = len(X) >= LONG and X.shape[0] * X.shape[1] >= LARGE
+        large = X.shape[0] * X.shape[1] >= LARGE_MATRIX
         standard = standardise(X, stream=stream, by_column=large)
         return standard, standard.transform
     from spin_cli.probe.device import standardise_on, transform_on

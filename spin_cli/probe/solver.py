@@ -133,7 +133,7 @@ class Solver:
         K = self.problem.K
         pairs = _Pairs(
             np.concatenate([np.arange(K), classes]),
-            np.concatenate([np.zeros(K, np.intp), self.columns.row_of[features]]),
+            np.concatenate([np.zeros(K, np.intp), self.columns.number_of[features]]),
             features,
             K,
         )
@@ -200,7 +200,7 @@ class Solver:
         """One step with a line search; False where no step goes down."""
         self.iterations += 1
         P = self.problem.probs(self.z)
-        H = self.curvature.matrix(pairs.classes, pairs.rows, P)
+        H = self.curvature.matrix(pairs.classes, pairs.numbers, P)
         K, eps = self.problem.K, np.finfo(H.dtype).eps
         H.flat[:: len(H) + 1] += 4 * eps * np.trace(H) / len(H)
         H.flat[K * (len(H) + 1) :: len(H) + 1] += l2
@@ -237,8 +237,8 @@ class Solver:
 class _Pairs:
     """The working set as pairs (class, number of a column); the first K are the intercepts."""
 
-    def __init__(self, classes: Index, rows: Index, features: Index, K: int) -> None:
-        self.classes, self.rows, self.features, self.K = classes, rows, features, K
+    def __init__(self, classes: Index, numbers: Index, features: Index, K: int) -> None:
+        self.classes, self.numbers, self.features, self.K = classes, numbers, features, K
 
     def flat(self) -> Index:
         """Positions (K, G) of the features that are in the set with every class."""
@@ -249,13 +249,13 @@ class _Pairs:
 
     def gradient(self, columns: Columns, R: F64) -> F64:
         """Of the loss, for each pair."""
-        full = columns.products(R.T, self.rows)
-        return np.asarray(full[self.classes, np.arange(len(self.rows))], np.float64)
+        full = columns.products(R.T, self.numbers)
+        return np.asarray(full[self.classes, np.arange(len(self.numbers))], np.float64)
 
     def logits(self, columns: Columns, move: F64) -> F64:
         """Change of the logits (N, K) for a change of the pairs' weights."""
         V = np.zeros((self.K, columns.count))
-        V[self.classes, self.rows] = move
+        V[self.classes, self.numbers] = move
         return np.asarray(columns.times(V).T, np.float64)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.errors import DataError
+from spin_cli.probe import blocks
 from spin_cli.probe.blocks import Blocks
 
 BLOCK_BYTES = 4 * 2**20
@@ -52,7 +53,8 @@ def standardise(X: Any, *, stream: bool = False, by_column: bool = False) -> Sta
         Anything sliced by rows that gives such arrays will do, an HDF5 dataset too: rows are read
         in blocks, twice, and never upcast as a whole.
     stream : make rows of the result anew each time they are asked for, from ``X``, and hold none
-    by_column : lay the result out column by column; the solver then needs no copy of those in use
+    by_column : lay the result out column by column if columns are long; the solver then needs no
+        copy of those in use
 
     Raises
     ------
@@ -71,6 +73,7 @@ def standardise(X: Any, *, stream: bool = False, by_column: bool = False) -> Sta
     parts = row_blocks(*X.shape)
     mean, variance = moments(np.asarray(X[rows]).astype(np.float64) for rows in parts)
     scale, kept = scale_columns(mean, variance, X.dtype)
+    by_column = by_column and len(X) >= blocks.LONG and len(kept) > 1  # one lies both ways
     if stream:
         rows = Blocks(
             lambda part: _apply(X[part], mean, scale, kept),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from spin_cli import activations, artifacts, atomic, heap, metrics, probe, ranks
+from spin_cli import activations, artifacts, atomic, metrics, probe, ranks
 from spin_cli.activations import DISK_DTYPES, Feature, Samples
 from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import Progress, SelectConfig, quiet
@@ -71,7 +71,6 @@ def select(
         There are no validation rows to choose by.
     """
     started = time.time()
-    heap.settle()
     here = ranks.current()
     parent = artifacts.read_manifest(source, "activations")
     atomic.check_vacant(output, force=force)

@@ -1,4 +1,4 @@
-"""The C library's heap, kept small: blocks of every size would leave holes in it that add up.
+"""The C library's heap, kept small: batches of every shape would leave holes in it that add up.
 
 Only glibc is spoken to. On other systems these functions do nothing.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of two parameters in glibc's ``malloc.h``."""
 LARGE = 4 * 2**20
-"""Bytes from which an allocation gets pages of its own: the tensors of an FFN and the matrices of
-a solver, but not the many smaller ones, for which new pages would cost too much time."""
+"""Bytes from which an allocation gets pages of its own: the tensors of an FFN, but not the many
+smaller ones, for which new pages would cost too much time."""
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's variable: where Linux leaves it to the program, tensors from 2 MiB on ask for huge pages.
 Large tensors get new pages for every batch, and one fault of 2 MiB is cheaper than 512 of 4 KiB."""
@@ -28,7 +28,7 @@ texts took 6.0% more memory than 5,000, with 16 MiB 5.1%."""
 
 
 def settle() -> None:
-    """Let large blocks have pages of their own, which go back to the system when they are freed.
+    """Let large tensors have pages of their own, which go back to the system when they are freed.
 
     glibc raises the size from which it does so by itself, up to 32 MB, as it sees large blocks
     come and go; the heap then grows with the number of batches of different shapes. To be called
