@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as LinearRidge
@@ -33,6 +34,7 @@ from spin_cli.training.blend import blends
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.folds import Folds, fold_rows
+from spin_cli.training.nonnegative import fit_nonnegative
 from spin_cli.training.pick import Judged, Part, best_of, frontier
 from spin_cli.training.report import Found
 from spin_cli.training.ridge import fit_ridge, targets
@@ -533,6 +535,82 @@ def test_a_stack_sees_nothing_in_noise(tmp_path):
         reader, list(reader.ranked), split, None, judge=None, depths=[1], seed=0, workers=1
     )
     assert abs(metrics.auroc(codes, found.probs[:, 1]) - 0.5) < 0.15
+
+
+def test_few_rows_of_noise_are_not_judged_well(tmp_path):
+    """Out of fold, ridge on noise says the opposite of a label: a stack must not turn it round."""
+    rows, found = 16, []
+    for seed in range(12):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rng = np.random.default_rng(seed)
+        names = [f"layer_{k:02d}" for k in range(1, 13)]
+        features = [Feature(name, Site.HIDDEN, Pooling.MEAN, 200) for name in names]
+        for feature in features:
+            block = rng.normal(size=(rows, 200)).astype(np.float32)
+            activations.create_layer(folder / feature.file, [feature], rows, StorageDtype.FLOAT32)
+            with activations.RowWriter(folder, [feature]) as writer:
+                writer.write(feature, 0, block)
+        codes = np.arange(rows) % 2
+        layers = ["layer_00", *names]
+        reader = Reader(folder, {}, layers, rows, np.arange(rows), StorageDtype.FLOAT32)
+        (item,) = fit_stacks(
+            reader, features, make_split(codes, rows), None, judge=None, depths=[12], seed=0,
+            workers=1,
+        )  # fmt: skip
+        found.append(metrics.log_loss(codes, item.probs))
+    assert np.mean(found) > 0.66  # that of a coin is 0.693
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 38), (2000, 20), (64, 90)])
+def test_weights_that_may_not_be_negative_are_those_of_scipy(rows, columns, strength):
+    rng = np.random.default_rng(rows)
+    y = rng.integers(0, 2, rows)
+    X = np.outer(2 * y - 1, rng.uniform(-0.3, 0.5, columns)) + rng.normal(size=(rows, columns))
+    weight = rng.uniform(0.5, 2.0, rows)
+    l2 = strength * weight.sum()
+    share, bias = fit_nonnegative(X, y, weight, l2, tol=1e-9)
+
+    def value(v):
+        z = X @ v[:-1] + v[-1]
+        losses = np.logaddexp(0.0, np.where(y == 1, -z, z))
+        return weight @ losses + 0.5 * l2 * v[:-1] @ v[:-1]
+
+    def gradient(v):
+        residual = weight * (1 / (1 + np.exp(-(X @ v[:-1] + v[-1]))) - y)
+        return np.append(residual @ X + l2 * v[:-1], residual.sum())
+
+    bounds = [(0, None)] * columns + [(None, None)]
+    theirs = minimize(
+        value, np.zeros(columns + 1), jac=gradient, method="L-BFGS-B", bounds=bounds,
+        options={"maxiter": 10_000, "maxfun": 100_000, "ftol": 1e-16, "gtol": 1e-9},
+    )  # fmt: skip
+    ours = np.append(share, bias)
+    assert value(ours) <= theirs.fun * (1 + 1e-9)
+    slope = gradient(ours)[:-1] / weight.sum()
+    assert (share >= 0).all() and 0 < (share > 0).sum() < columns
+    assert np.abs(slope[share > 0]).max() < 1e-7 and slope[share == 0].min() > -1e-7
+
+
+def test_few_rows_get_the_stack_of_all_layers(tmp_path, monkeypatch):
+    """And one more row gets what is best out of fold."""
+    seen = []
+    monkeypatch.setattr(contest, "best_of", lambda judged, *_: seen.append(judged) or judged[0])
+    for few in (True, False):
+        reader, features, codes = layered_reader(tmp_path, 2, rows=60)
+        monkeypatch.setattr(contest, "FEW_ROWS", 61 if few else 60)
+        neurons, shares = np.arange(40, dtype=np.int32), np.linspace(0.025, 1, 40)
+        reader.ranked = {f: Ranked(f, neurons, shares, 1.0, 0.7) for f in features}
+        inputs = SimpleNamespace(
+            features=tuple(features), layers=reader.layers, config=TrainConfig(cv=0),
+            split=make_split(codes, 40), rows={"val": np.arange(40, 60)}, groups=None,
+            classes=["a", "b"], codes=codes, search_rows=np.arange(60),
+        )  # fmt: skip
+        contest.search(reader, inputs, lambda *_: None)
+        last = seen[-1]
+        assert any(item.linear is None for item in last) != few
+        assert [item.depth for item in last] == [3] if few else len(last) > 3
 
 
 def test_stacks_read_what_the_options_allow():

@@ -38,6 +38,8 @@ from spin_cli.training.stack import DEPTHS, WIDEST, fit_stacks
 from spin_cli.training.table import SITES, Reader
 
 FAST_FINALISTS = 6
+FEW_ROWS = 100
+"""With fewer rows the stack of all layers is taken: of hundreds of heads one would win by luck."""
 
 
 def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
@@ -46,7 +48,7 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     A coarse grid of masks is judged on val rows, then what lies around its best. Where these rows
     are few, the best of each kind are judged again by cross-validation, with the neurons of each
     fold selected anew, and what lies around the best of them. Blends of these and stacks of whole
-    matrices join them.
+    matrices join them; with fewer than `FEW_ROWS` rows the deepest of these is taken.
     """
     poolings = list(dict.fromkeys(feature.pooling for feature in inputs.features))
     config = _possible(inputs.config, {feature.site for feature in inputs.features})
@@ -83,7 +85,11 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     if not config.masks_only:
         judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
     reader.forget()
-    judged += stacks(reader, inputs, whole=bool(folds), depths=stack_depths(inputs), step=step)
+    depths = stack_depths(inputs)
+    few = bool(depths) and len(split.codes) < FEW_ROWS
+    depths = depths[-1:] if few else depths
+    stacked = stacks(reader, inputs, whole=bool(folds), depths=depths, step=step)
+    judged = stacked if few and stacked else judged + stacked
     best = best_of(judged, y, split.metric)
     progress("train", total, total)
     evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")

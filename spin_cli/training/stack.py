@@ -17,6 +17,7 @@ from spin_cli import metrics, probe
 from spin_cli.activations import Feature
 from spin_cli.choices import ClassWeight
 from spin_cli.training.folds import fold_rows
+from spin_cli.training.nonnegative import fit_nonnegative
 from spin_cli.training.pick import Judged, Linear, Part
 from spin_cli.training.ridge import Ridge, fit_ridge, targets
 from spin_cli.training.search import Split
@@ -29,7 +30,8 @@ WIDEST = 4096
 DEPTHS = 8
 STRENGTHS = (0.1, 0.01, 1e-3, 1e-4)
 """Penalties on the matrices' standardised outputs, as shares of the rows."""
-TOL = 1e-3
+EVEN = 1.0
+"""A strength that stands for one weight: all matrices count alike. Its own penalty is the least."""
 F64 = NDArray[np.float64]
 
 
@@ -103,18 +105,18 @@ def _join(
         _weigh(inside[:, k], (Y[:, k] > 0).astype(np.int64), of_output, fold)
         for k, of_output in enumerate(weight.T if weight.ndim == 2 else [weight] * Y.shape[1])
     ]
-    shares = np.stack([fit.coef[0] for fit, _, _ in joined]).astype(np.float64)
-    bias = np.array([fit.intercept[0] for fit, _, _ in joined])
+    shares = np.stack([share for share, *_ in joined])
+    bias = np.array([own for _, own, *_ in joined])
     total = [
         share[:, None] * fit.weight for share, (_, fit, _) in zip(shares.T, levels, strict=True)
     ]
-    z = np.stack([out for _, out, _ in joined], 1)
+    z = np.stack([out for *_, out, _ in joined], 1)
     if judge is not None:
         z = np.einsum("nkm,km->nk", outside, shares) + bias
     features = tuple(feature for feature, _, _ in levels)
     head = np.hstack(total).astype(np.float32)
     bias += sum(s * fit.bias for s, (_, fit, _) in zip(shares.T, levels, strict=True))
-    part = Part(_choice(features, depth), joined[0][2])
+    part = Part(_choice(features, depth), joined[0][3])
     probs = metrics.probabilities(z, split.n_classes, split.kind)
     return Judged((part,), head.shape[1], probs, Linear(features, head, bias))
 
@@ -129,36 +131,60 @@ def _choice(features: Sequence[Feature], depth: int) -> Choice:
 
 def _weigh(
     Z: NDArray[np.float32], y: NDArray[np.int64], weight: F64, fold: NDArray[np.int64]
-) -> tuple[probe.Fit, F64, float]:
-    """Logistic regression on the outputs of the matrices.
+) -> tuple[F64, float, F64, float]:
+    """Logistic regression on the outputs of the matrices, without negative weights.
 
     Returns
     -------
-    The fit to all rows, on Z as it is; logits (N,) out of fold; the strength.
+    Weights (m,) and intercept on Z as it is, fitted to all rows; logits (N,) out of fold; the
+    strength.
+
+    Notes
+    -----
+    A matrix that knows nothing says of a row that it has not seen rather the opposite of its label,
+    which is missing from the others' mean. With weights of either sign, a few rows would be judged
+    almost perfectly by turning such matrices round (Breiman 1996 asks for the same constraint).
+    The mean of all matrices, which has next to nothing to fit, is taken where its loss is within
+    one standard error of the lowest: on a few rows it is the better guess.
     """
     standard = probe.standardise(Z)
-    best: tuple[float, F64, float] | None = None
+    X = standard.X.astype(np.float64)
+
+    def losses(logits: F64) -> F64:
+        return weight * np.logaddexp(0.0, np.where(y == 1, -logits, logits))
+
+    even = _out_of_fold(X, y, weight, fold, EVEN)
+    best = np.inf, even, EVEN
     for strength in STRENGTHS:
-        out = np.empty(len(y))
-        for k in range(int(fold.max()) + 1):
-            fit = _logistic(standard.X, y, weight, strength, fold != k)
-            out[fold == k] = fit.logits(standard.X[fold == k])[:, 0]
-        loss = float(weight @ np.logaddexp(0.0, np.where(y == 1, -out, out)))
-        if best is not None and loss > best[0]:
+        out = _out_of_fold(X, y, weight, fold, strength)
+        loss = float(losses(out).sum())
+        if loss > best[0]:
             break
         best = loss, out, strength
-    assert best is not None
-    fit = _logistic(standard.X, y, weight, best[2], np.ones(len(y), bool))
-    coef, intercept = probe.fold_back(fit, standard)
-    return probe.Fit(coef, intercept, 1.0, 0.0, 0.0, 0, True), best[1], best[2]
+    gained = losses(even) - losses(best[1])
+    if gained.sum() <= gained.std() * len(y) ** 0.5:
+        best = best[0], even, EVEN
+    share, bias = _logistic(X, y, weight, best[2])
+    found = np.zeros(Z.shape[1])
+    found[standard.kept] = share / standard.scale[standard.kept]
+    return found, bias - float(found @ standard.mean), best[1], best[2]
 
 
-def _logistic(
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
-    weight: F64,
-    strength: float,
-    rows: NDArray[np.bool_],
-) -> probe.Fit:
-    w = weight[rows]
-    return probe.fit(X[rows], y[rows], 2, l1=0.0, l2=strength * w.sum(), sample_weight=w, tol=TOL)
+def _out_of_fold(
+    X: F64, y: NDArray[np.int64], weight: F64, fold: NDArray[np.int64], strength: float
+) -> F64:
+    """Logits (N,) of each row by a fit to the other folds."""
+    out = np.empty(len(y))
+    for k in range(int(fold.max()) + 1):
+        inside, outside = fold != k, fold == k
+        share, bias = _logistic(X[inside], y[inside], weight[inside], strength)
+        out[outside] = X[outside] @ share + bias
+    return out
+
+
+def _logistic(X: F64, y: NDArray[np.int64], weight: F64, strength: float) -> tuple[F64, float]:
+    total = float(weight.sum())
+    if strength != EVEN:
+        return fit_nonnegative(X, y, weight, strength * total)
+    share, bias = fit_nonnegative(X.mean(1, keepdims=True), y, weight, STRENGTHS[-1] * total)
+    return np.full(X.shape[1], share[0] / X.shape[1]), bias
