@@ -177,9 +177,8 @@ def few_shots(work: Work) -> Points:
             continue
         found: dict[str, list[float]] = {}
         for seed in SEEDS:
-            rivals = (
-                "-setfit" if peers.has("setfit") else ""
-            )  # else draws without it would be mixed in
+            # A draw without SetFit is none of a run with it.
+            rivals = "-setfit" if peers.has("setfit") else ""
             kept = work.pieces("few-shot") / f"{shots}-{seed}{rivals}.json"
             if not kept.is_file():
                 kept.parent.mkdir(parents=True, exist_ok=True)

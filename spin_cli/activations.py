@@ -200,7 +200,7 @@ class RowWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        while self._descriptors:  # a thread that still writes must not find another file's number
+        while self._descriptors:  # what comes after this finds no file, and not another's number
             os.close(self._descriptors.popitem()[1])
 
 

@@ -593,6 +593,23 @@ def test_weights_that_may_not_be_negative_are_those_of_scipy(rows, columns, stre
     assert np.abs(slope[share > 0]).max() < 1e-7 and slope[share == 0].min() > -1e-7
 
 
+def test_a_label_that_all_rows_have_is_the_intercept(tmp_path):
+    """Its outputs are the same for all rows, so that none is left to weigh."""
+    reader, codes = noise_reader(tmp_path)
+    labels = np.stack([codes, np.ones_like(codes)], 1)
+    split = search.Split(
+        labels, np.arange(len(codes)), np.arange(0), 2, Metric.MACRO_F1, Penalty.L2,
+        ClassWeight.NONE,
+    )  # fmt: skip
+    (found,) = fit_stacks(
+        reader, list(reader.ranked), split, None, judge=None, depths=[1], seed=0, workers=1
+    )
+    assert (found.probs[:, 1] > 0.99).all()
+    assert np.isfinite(found.probs).all() and (found.linear.weight[1] == 0).all()
+    share, bias = fit_nonnegative(np.zeros((4, 0)), np.array([0, 0, 0, 1]), np.ones(4), 1.0)
+    assert len(share) == 0 and bias == pytest.approx(-np.log(3), abs=1e-4)
+
+
 def test_few_rows_get_the_stack_of_all_layers(tmp_path, monkeypatch):
     """And one more row gets what is best out of fold."""
     seen = []
@@ -607,8 +624,9 @@ def test_few_rows_get_the_stack_of_all_layers(tmp_path, monkeypatch):
             split=make_split(codes, 40), rows={"val": np.arange(40, 60)}, groups=None,
             classes=["a", "b"], codes=codes, search_rows=np.arange(60),
         )  # fmt: skip
-        contest.search(reader, inputs, lambda *_: None)
+        found = contest.search(reader, inputs, lambda *_: None)
         last = seen[-1]
+        assert found.best in found.tried and any(item.linear is not None for item in found.tried)
         assert any(item.linear is None for item in last) != few
         assert [item.depth for item in last] == [3] if few else len(last) > 3
 

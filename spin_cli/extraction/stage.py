@@ -91,24 +91,20 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
     with RowWriter(partial.folder, plan.features) as writer, ThreadPoolExecutor(1) as pool:
         tidy = heap.watch()
         rooms = [Room(plan) for _ in range(plan.rooms)]
-        try:
-            for number, (window, rows) in enumerate(_read_windows(plan, windows)):
-                progress("extract", done, total)
-                room = rooms[number % len(rooms)]
-                step = _step(progress, done, total, tidy)
-                start = plan.windows[window].start
-                blocks, lengths = compute_window(
-                    plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
-                    room.ready,
-                )  # fmt: skip
-                tokens += int(np.abs(lengths).sum())
-                done += len(rows)
-                room.hand_over(pool, partial, writer, window, blocks, lengths)
-            for room in rooms:
-                room.wait()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is left of a window is of no use
-            raise
+        for number, (window, rows) in enumerate(_read_windows(plan, windows)):
+            progress("extract", done, total)
+            room = rooms[number % len(rooms)]
+            step = _step(progress, done, total, tidy)
+            start = plan.windows[window].start
+            blocks, lengths = compute_window(
+                plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
+                room.ready,
+            )  # fmt: skip
+            tokens += int(np.abs(lengths).sum())
+            done += len(rows)
+            room.hand_over(pool, partial, writer, window, blocks, lengths)
+        for room in rooms:
+            room.wait()
     progress("extract", total, total)
     return tokens
 

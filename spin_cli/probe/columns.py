@@ -66,7 +66,7 @@ class Columns:
                 target[:, at : at + part.shape[1]] = part
 
     def panel(self, numbers: Index, rows: slice) -> Array:
-        """Columns by number, (len(numbers), n), of some *rows* of X."""
+        """Columns by number, (len(numbers), rows), of some *rows* of X."""
         if self._buffer is None:
             found = np.asarray(self.X.T[self._feature[numbers], rows])
             found[numbers == 0] = 1

@@ -15,7 +15,7 @@ from spin_cli.probe.standard import row_blocks
 Array = NDArray[Any]
 F64 = NDArray[np.float64]
 COLUMN_BYTES = 8 * 2**20
-"""Rows of a matrix that lies by column are multiplied in blocks of at most about this size."""
+"""Rows of a matrix that lies by column are multiplied in blocks of about this size."""
 
 
 @dataclass(frozen=True)

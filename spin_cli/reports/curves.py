@@ -18,7 +18,7 @@ from spin_cli.choices import ClassWeight, Penalty
 from spin_cli.config import TrainConfig
 from spin_cli.reports.sources import Run
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
-from spin_cli.training.search import Fitted, fit_columns
+from spin_cli.training.search import STRENGTHS, Fitted, fit_columns
 from spin_cli.training.table import Choice, Reader
 from spin_cli.workers import side_by_side
 
@@ -99,11 +99,14 @@ def _fit_all(
     folder = run.selection().folder
     reader = make_reader(folder, inputs, inputs.search_rows)
     tester = make_reader(folder, inputs, inputs.rows["test"])
-    strength = float(run.metrics["chosen"]["strength"])
+    strengths: Sequence[float] = STRENGTHS
+    if not run.stacked:  # a stack's strength is of another kind
+        chosen = float(run.metrics["chosen"]["strength"])
+        strengths = (3 * chosen, chosen, chosen / 3)
 
     def one(choice: Choice) -> Point:
         columns = reader.gather(choice)
-        fitted = fit_columns(columns, inputs.split, (3 * strength, strength, strength / 3))
+        fitted = fit_columns(columns, inputs.split, strengths)
         point = _judge(choice, fitted, columns.shape[1], inputs, tester)
         step()
         return point

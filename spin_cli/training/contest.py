@@ -89,8 +89,8 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     few = bool(depths) and len(split.codes) < FEW_ROWS
     depths = depths[-1:] if few else depths
     stacked = stacks(reader, inputs, whole=bool(folds), depths=depths, step=step)
-    judged = stacked if few and stacked else judged + stacked
-    best = best_of(judged, y, split.metric)
+    judged += stacked  # and so to what is reported as tried
+    best = best_of(stacked if few and stacked else judged, y, split.metric)
     progress("train", total, total)
     evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")
     refit = bool(folds) if config.refit is None else config.refit

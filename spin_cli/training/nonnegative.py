@@ -10,6 +10,8 @@ from scipy.optimize import nnls
 F64 = NDArray[np.float64]
 
 MOST_STEPS, HALVINGS = 50, 30
+MOST_TURNS = 30
+"""For each column, of the least squares problem: ten times what scipy allows by itself."""
 LEAST_CURVATURE = 1e-6
 """Of a row, in a Newton step: rows that are settled would leave it without a solution."""
 
@@ -70,6 +72,8 @@ def _objective(z: F64, y: NDArray[np.int64], weight: F64, u: F64, l2: float) -> 
 def _newton(X: F64, residual: F64, v: F64, u: F64, b: float, l2: float) -> tuple[F64, float]:
     """The least of the quadratic model of the objective around u and b, for weights >= 0."""
     total = v.sum()
+    if len(u) == 0:
+        return u, float(b - residual.sum() / total)
     means = v @ X / total
     # With d = u' - u, the model is least at b' = b - (Σ residual)/Σv - means·d.
     H = (X.T * v) @ X - total * np.outer(means, means)
@@ -78,5 +82,6 @@ def _newton(X: F64, residual: F64, v: F64, u: F64, b: float, l2: float) -> tuple
     slope = residual @ X - shift * means + l2 * u
     # ½ u'ᵀHu' - (Hu - slope)ᵀu' = ½ ‖Lᵀu' - L⁻¹(Hu - slope)‖² + constant, H = L Lᵀ
     L = cholesky(H, lower=True, check_finite=False)
-    to = nnls(L.T, solve_triangular(L, H @ u - slope, lower=True, check_finite=False))[0]
+    right = solve_triangular(L, H @ u - slope, lower=True, check_finite=False)
+    to = nnls(L.T, right, maxiter=MOST_TURNS * len(u))[0]
     return to, float(b - shift / total - means @ (to - u))

@@ -186,5 +186,7 @@ def _logistic(X: F64, y: NDArray[np.int64], weight: F64, strength: float) -> tup
     total = float(weight.sum())
     if strength != EVEN:
         return fit_nonnegative(X, y, weight, strength * total)
-    share, bias = fit_nonnegative(X.mean(1, keepdims=True), y, weight, STRENGTHS[-1] * total)
-    return np.full(X.shape[1], share[0] / X.shape[1]), bias
+    # Where a label is the same for all rows no output is left, and the intercept says it all.
+    mean = X.mean(1, keepdims=True) if X.shape[1] else X
+    share, bias = fit_nonnegative(mean, y, weight, STRENGTHS[-1] * total)
+    return np.full(X.shape[1], share.sum() / max(1, X.shape[1])), bias
