@@ -506,7 +506,7 @@ def test_predictions_are_lists_in_every_format(run, spin, tmp_path):
             total = sum(n["contribution"] for n in why["neurons"]) + why["rest"] + why["bias"]
             assert total == pytest.approx(why["logit"], abs=1e-4)
             p = row["probs"][name]
-            assert why["logit"] == pytest.approx(np.log(p / (1 - p)), abs=1e-2)
+            assert p == pytest.approx(1 / (1 + np.exp(-why["logit"])), abs=1e-6)
     table = spin("predict", run / "head", source, "--output-format", "csv", "--top", "1").out
     cells = [line["label"] for line in csv.DictReader(io.StringIO(table))]
     assert cells == ["|".join(row["label"]) for row in found]

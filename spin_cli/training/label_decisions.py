@@ -106,7 +106,15 @@ def choose_thresholds(
         return thresholds
     counts = Y.sum(0)
     enough = counts >= MIN_TUNED
-    thresholds[enough] = label_metrics.best_thresholds(Y, probs)[enough]
+    best = label_metrics.best_thresholds(Y, probs)
+    all_alike = (probs >= best).all(0) & ~Y.all(0)  # it tells nothing of other rows
+    tuned = enough & ~all_alike
+    thresholds[tuned] = best[tuned]
+    if none := [names[k] for k in np.flatnonzero(enough & all_alike).tolist()]:
+        notes.append(
+            f"threshold left at 0.5: {_listed(none)}; on {what} rows none is better than to give"
+            " the label to all"
+        )
     if few := [f"{names[k]} ({counts[k]})" for k in np.flatnonzero(~enough).tolist()]:
         notes.append(
             f"threshold left at 0.5: {_listed(few)}; tuning takes {MIN_TUNED} {what} rows with the"

@@ -32,6 +32,9 @@ STRENGTHS = (0.1, 0.01, 1e-3, 1e-4)
 """Penalties on the matrices' standardised outputs, as shares of the rows."""
 EVEN = 1.0
 """A strength that stands for one weight: all matrices count alike. Its own penalty is the least."""
+CONFIDENCE = 2.0
+"""Logit where the matrices' mean output is exactly the target's larger value, if nothing better is
+known."""
 F64 = NDArray[np.float64]
 
 
@@ -102,7 +105,7 @@ def _join(
     inside: NDArray[np.float32] = np.stack([fit.out_of_fold for _, fit, _ in levels], 2)
     outside: F64 = np.stack([others for _, _, others in levels], 2)
     joined = [
-        _weigh(inside[:, k], (Y[:, k] > 0).astype(np.int64), of_output, fold)
+        _weigh(inside[:, k], Y[:, k], of_output, fold)
         for k, of_output in enumerate(weight.T if weight.ndim == 2 else [weight] * Y.shape[1])
     ]
     shares = np.stack([share for share, *_ in joined])
@@ -130,9 +133,13 @@ def _choice(features: Sequence[Feature], depth: int) -> Choice:
 
 
 def _weigh(
-    Z: NDArray[np.float32], y: NDArray[np.int64], weight: F64, fold: NDArray[np.int64]
+    Z: NDArray[np.float32], target: NDArray[np.float32], weight: F64, fold: NDArray[np.int64]
 ) -> tuple[F64, float, F64, float]:
     """Logistic regression on the outputs of the matrices, without negative weights.
+
+    Parameters
+    ----------
+    Z : (N, m), what ridge regressions on *target* (N,), above zero for yes, say of rows left out
 
     Returns
     -------
@@ -147,7 +154,7 @@ def _weigh(
     The mean of all matrices, which has next to nothing to fit, is taken where its loss is within
     one standard error of the lowest: on a few rows it is the better guess.
     """
-    standard = probe.standardise(Z)
+    standard, y = probe.standardise(Z), (target > 0).astype(np.int64)
     X = standard.X.astype(np.float64)
 
     def losses(logits: F64) -> F64:
@@ -165,6 +172,11 @@ def _weigh(
     if gained.sum() <= gained.std() * len(y) ** 0.5:
         best = best[0], even, EVEN
     share, bias = _logistic(X, y, weight, best[2])
+    if X.shape[1] and not share.any():
+        # Wrong on rows left out, as with too few texts, but still the best guess: as they are.
+        m, slope = Z.shape[1], 2.0 * CONFIDENCE / float(target.max() - target.min())
+        bias = -0.5 * slope * float(target.max() + target.min())
+        return np.full(m, slope / m), bias, slope * Z.mean(1, dtype=np.float64) + bias, EVEN
     found = np.zeros(Z.shape[1])
     found[standard.kept] = share / standard.scale[standard.kept]
     return found, bias - float(found @ standard.mean), best[1], best[2]
