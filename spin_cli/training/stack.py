@@ -172,10 +172,11 @@ def _weigh(
     if gained.sum() <= gained.std() * len(y) ** 0.5:
         best = best[0], even, EVEN
     share, bias = _logistic(X, y, weight, best[2])
-    if X.shape[1] and not share.any():
+    low, high = float(target.min()), float(target.max())
+    if not share.any() and low < high:
         # Wrong on rows left out, as with too few texts, but still the best guess: as they are.
-        m, slope = Z.shape[1], 2.0 * CONFIDENCE / float(target.max() - target.min())
-        bias = -0.5 * slope * float(target.max() + target.min())
+        m, slope = Z.shape[1], 2.0 * CONFIDENCE / (high - low)
+        bias = -0.5 * slope * (high + low)
         return np.full(m, slope / m), bias, slope * Z.mean(1, dtype=np.float64) + bias, EVEN
     found = np.zeros(Z.shape[1])
     found[standard.kept] = share / standard.scale[standard.kept]
