@@ -286,6 +286,7 @@ def tiny_work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     # Mean-pooled random states of width 16 hold too little: a logistic regression on 2,000 of these
     # texts is right on 66% of others; of width 48, on 88%.
+    torch.manual_seed(0)  # of two clusters, a head for shuffled labels finds one now and then
     model = growth.make_model(folder / "model", layers=2, width=48)
     rows = word_rows(260)
     (folder / "data").mkdir()
