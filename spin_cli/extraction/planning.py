@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Plan:
         item = activations.DISK_DTYPES[self.storage_dtype].itemsize
         return sum(feature.width for feature in self.features) * item
 
-    @property
+    @cached_property  # asked for with every matrix that is written
     def windows(self) -> list[range]:
         """Row numbers of each window; they depend on the number of rows and the options alone."""
         rows = len(self.dataset)

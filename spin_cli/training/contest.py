@@ -85,8 +85,7 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     if not config.masks_only:
         judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
     reader.forget()
-    depths = stack_depths(inputs)
-    few = bool(depths) and len(split.codes) < FEW_ROWS
+    few, depths = len(split.codes) < FEW_ROWS, stack_depths(inputs)
     depths = depths[-1:] if few else depths
     stacked = stacks(reader, inputs, whole=bool(folds), depths=depths, step=step)
     judged += stacked  # and so to what is reported as tried

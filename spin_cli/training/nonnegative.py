@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import nnls
 
+from spin_cli import metrics
+
 F64 = NDArray[np.float64]
 
 MOST_STEPS, HALVINGS = 50, 30
@@ -43,7 +45,7 @@ def fit_nonnegative(
     value = _objective(X @ u + b, y, weight, u, l2)
     for _ in range(MOST_STEPS):
         z = X @ u + b
-        p = 0.5 * (1.0 + np.tanh(0.5 * z))
+        p = metrics.sigmoid(z)
         residual = weight * (p - y)
         slope = residual @ X + l2 * u
         wrong = np.where(u > 0, np.abs(slope), np.maximum(-slope, 0.0))
@@ -64,9 +66,13 @@ def fit_nonnegative(
     return u, b
 
 
+def logit_losses(z: F64, y: NDArray[np.int64]) -> F64:
+    """``log(1 + exp(-s_i z_i))`` (N,) of each row."""
+    return np.asarray(np.logaddexp(0.0, np.where(y == 1, -z, z)))
+
+
 def _objective(z: F64, y: NDArray[np.int64], weight: F64, u: F64, l2: float) -> float:
-    losses = np.logaddexp(0.0, np.where(y == 1, -z, z))
-    return float(weight @ losses + 0.5 * l2 * (u @ u))
+    return float(weight @ logit_losses(z, y) + 0.5 * l2 * (u @ u))
 
 
 def _newton(X: F64, residual: F64, v: F64, u: F64, b: float, l2: float) -> tuple[F64, float]:

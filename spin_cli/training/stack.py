@@ -17,7 +17,7 @@ from spin_cli import metrics, probe
 from spin_cli.activations import Feature
 from spin_cli.choices import ClassWeight
 from spin_cli.training.folds import fold_rows
-from spin_cli.training.nonnegative import fit_nonnegative
+from spin_cli.training.nonnegative import fit_nonnegative, logit_losses
 from spin_cli.training.pick import Judged, Linear, Part
 from spin_cli.training.ridge import Ridge, fit_ridge, targets
 from spin_cli.training.search import Split
@@ -157,18 +157,15 @@ def _weigh(
     standard, y = probe.standardise(Z), (target > 0).astype(np.int64)
     X = standard.X.astype(np.float64)
 
-    def losses(logits: F64) -> F64:
-        return weight * np.logaddexp(0.0, np.where(y == 1, -logits, logits))
-
     even = _out_of_fold(X, y, weight, fold, EVEN)
     best = np.inf, even, EVEN
     for strength in STRENGTHS:
         out = _out_of_fold(X, y, weight, fold, strength)
-        loss = float(losses(out).sum())
+        loss = float(weight @ logit_losses(out, y))
         if loss > best[0]:
             break
         best = loss, out, strength
-    gained = losses(even) - losses(best[1])
+    gained = weight * (logit_losses(even, y) - logit_losses(best[1], y))
     if gained.sum() <= gained.std() * len(y) ** 0.5:
         best = best[0], even, EVEN
     share, bias = _logistic(X, y, weight, best[2])
