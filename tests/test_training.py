@@ -159,15 +159,19 @@ def test_penalties_and_class_weights_are_those_of_scikit_learn(penalty, share, w
 # -- cross-validation ------------------------------------------------------------------------
 
 
+def write_matrix(folder, feature, block):
+    activations.create_layer(folder / feature.file, [feature], len(block), StorageDtype.FLOAT32)
+    with activations.RowWriter(folder, [feature]) as writer:
+        writer.write(feature, 0, block)
+
+
 def noise_reader(folder, rows=300, width=600):
     """Activations of pure noise, and a ranking made with all labels in view."""
     rng = np.random.default_rng(0)
     feature = Feature("layer_01", Site.FFN, Pooling.MEAN, width)
     X = rng.normal(size=(rows, width)).astype(np.float32)
     codes = rng.integers(0, 2, rows)
-    activations.create_layer(folder / feature.file, [feature], rows, StorageDtype.FLOAT32)
-    with activations.RowWriter(folder, [feature]) as writer:
-        writer.write(feature, 0, X)
+    write_matrix(folder, feature, X)
     fit = probe.fit(probe.standardise(X).X, codes, 2, l1=0.06 * rows)
     values = fit.coef[0] ** 2
     order = np.argsort(-values)[: np.count_nonzero(values)].astype(np.int32)
@@ -502,10 +506,7 @@ def layered_reader(folder, n_classes, rows=900, width=40):
     for at, feature in enumerate(features):
         X = rng.normal(size=(rows, width))
         X += directions[at][codes] if at < 2 else 0.0
-        block = (X * 3 + 1).astype(np.float32)
-        activations.create_layer(folder / feature.file, [feature], rows, StorageDtype.FLOAT32)
-        with activations.RowWriter(folder, [feature]) as writer:
-            writer.write(feature, 0, block)
+        write_matrix(folder, feature, (X * 3 + 1).astype(np.float32))
     reader = Reader(folder, {}, ["layer_00", *names], rows, np.arange(rows), StorageDtype.FLOAT32)
     return reader, features, codes
 
@@ -547,10 +548,7 @@ def test_few_rows_of_noise_are_not_judged_well(tmp_path):
         names = [f"layer_{k:02d}" for k in range(1, 13)]
         features = [Feature(name, Site.HIDDEN, Pooling.MEAN, 200) for name in names]
         for feature in features:
-            block = rng.normal(size=(rows, 200)).astype(np.float32)
-            activations.create_layer(folder / feature.file, [feature], rows, StorageDtype.FLOAT32)
-            with activations.RowWriter(folder, [feature]) as writer:
-                writer.write(feature, 0, block)
+            write_matrix(folder, feature, rng.normal(size=(rows, 200)).astype(np.float32))
         codes = np.arange(rows) % 2
         layers = ["layer_00", *names]
         reader = Reader(folder, {}, layers, rows, np.arange(rows), StorageDtype.FLOAT32)
