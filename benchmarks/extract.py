@@ -266,18 +266,19 @@ def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
     from spin_cli.backbone.resolve import locate
 
     shape = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336,
+        num_hidden_layers=args.gpu_layers, num_attention_heads=32, num_key_value_heads=8,
+        max_position_embeddings=8192,
     )  # fmt: skip
-    small = locate(ModelConfig("bundled:smollm2"))
+    small = locate(ModelConfig("bundled:minilm"))  # its tokenizer does as well as any
     AutoTokenizer.from_pretrained(small.source, **small.arguments).save_pretrained(folder / "8b")
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
         LlamaModel(shape).save_pretrained(folder / "8b")
         torch.set_default_dtype(torch.float32)
     torch.cuda.empty_cache()
-    data = folder / "long.csv"
-    take_rows(args.data / "imdb" / "train.csv.gz", args.rows or 4096, data)
+    data, rows = folder / "long.csv", args.rows or 4096
+    take_rows(args.data / "imdb" / "train.csv.gz", rows, data)
     config = ExtractConfig(
         DataConfig(),
         ModelConfig(str(folder / "8b"), dtype=Dtype.BFLOAT16, max_length=256),
@@ -287,7 +288,8 @@ def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
     bare, whole, ratio = in_turn(
         bare_forward(plan), whole_extraction(plan, folder), args.repeats, folder
     )
-    show("gpu", "Llama-3-8B's shape, random", "IMDb cut at 256 tokens", bare, whole, ratio)
+    model = f"Llama-3-8B's shape, random, {args.gpu_layers} layers"
+    show("gpu", model, f"IMDb, {rows} rows cut at 256 tokens", bare, whole, ratio)
 
 
 def show(what: str, model: str, data: str, one: float, other: float, ratio: float) -> None:
@@ -322,6 +324,7 @@ def main() -> None:
     parser.add_argument("--model", help="default: the bundled models")
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpu-layers", type=int, default=32, help="of the model in ``gpu``")
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     record(device=device, threads=torch.get_num_threads(), torch=torch.__version__)

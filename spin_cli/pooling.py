@@ -11,6 +11,8 @@ from spin_cli.choices import Pooling
 
 Span = tuple[int, int]
 """First position that counts, and one behind the last."""
+FEW_RUNS = 4
+"""Runs of equal span up to which a GPU, too, works on them one by one."""
 
 
 def equal_runs(spans: Sequence[Span]) -> list[tuple[int, int, Span]]:
@@ -23,8 +25,26 @@ def equal_runs(spans: Sequence[Span]) -> list[tuple[int, int, Span]]:
     return runs
 
 
+def make_bounds(spans: Sequence[Span], device: torch.device) -> torch.Tensor | None:
+    """The spans as a tensor (B, 2) on a GPU, where texts of many lengths are pooled with a mask."""
+    if device.type == "cpu" or len(equal_runs(spans)) <= FEW_RUNS:
+        return None
+    return send(spans, device)
+
+
+def send(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Numbers on *device*, which need not have done all it was told before."""
+    found = torch.tensor(values)
+    if device.type == "cuda":
+        return found.pin_memory().to(device, non_blocking=True)
+    return found.to(device)
+
+
 def pool(
-    states: torch.Tensor, spans: Sequence[Span], poolings: Iterable[Pooling]
+    states: torch.Tensor,
+    spans: Sequence[Span],
+    poolings: Iterable[Pooling],
+    bounds: torch.Tensor | None = None,
 ) -> dict[Pooling, torch.Tensor]:
     """Pool token vectors over each text's real tokens.
 
@@ -35,6 +55,7 @@ def pool(
         another window.
     spans : sequence of B pairs, each not empty
     poolings : the poolings wanted
+    bounds : *spans* from `make_bounds`; where given, padding is masked
 
     Returns
     -------
@@ -44,9 +65,13 @@ def pool(
     Notes
     -----
     Works on runs of neighbours of equal span, so that padding is sliced off rather than masked: a
-    mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU. For
-    inference alone: no gradient passes.
+    mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU. A GPU, to
+    which copies are cheap and many small runs are not, is given a mask. For inference alone: no
+    gradient passes.
     """
+    if bounds is not None:
+        bounds = bounds.to(states.device)
+        return {pooling: _pool_masked(states, bounds, pooling).float() for pooling in poolings}
     parts = [
         (states[start:stop, slice(*span)], slice(start, stop))
         for start, stop, span in equal_runs(spans)
@@ -68,3 +93,15 @@ def _pool_run(states: torch.Tensor, pooling: Pooling, out: torch.Tensor) -> None
         torch.amax(states, 1, out=out)
     else:
         out.copy_(states[:, -1 if pooling is Pooling.LAST else 0])
+
+
+def _pool_masked(states: torch.Tensor, bounds: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    start, stop = bounds[:, :1], bounds[:, 1:]
+    if pooling in (Pooling.FIRST, Pooling.LAST):
+        at = start if pooling is Pooling.FIRST else stop - 1
+        return states.gather(1, at[:, :, None].expand(-1, 1, states.shape[2]))[:, 0]
+    steps = torch.arange(states.shape[1], device=states.device)
+    left_out = ((steps < start) | (steps >= stop))[:, :, None]
+    if pooling is Pooling.MAX:
+        return states.masked_fill(left_out, -torch.inf).amax(1)
+    return states.masked_fill(left_out, 0.0).sum(1, dtype=torch.float32) / (stop - start)

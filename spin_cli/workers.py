@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -52,3 +54,39 @@ def side_by_side(
             raise
     by_place = dict(zip(order, found, strict=True))
     return [by_place[place] for place in range(len(items))]
+
+
+@contextmanager
+def in_order(waiting: int) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that has tasks called on one thread, in the order in which they are given.
+
+    What a task raises is raised by a later call or at the end, and no task is called after it.
+
+    Parameters
+    ----------
+    waiting : tasks that may be left when the function returns
+    """
+    left: deque[Future[None]] = deque()
+    failed = False
+
+    def call(task: Callable[[], None]) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            task()
+        except BaseException:
+            failed = True
+            raise
+
+    def wait(most: int) -> None:
+        while len(left) > most:
+            left.popleft().result()
+
+    def give(task: Callable[[], None]) -> None:
+        left.append(pool.submit(call, task))
+        wait(waiting)
+
+    with ThreadPoolExecutor(1) as pool:
+        yield give
+        wait(0)

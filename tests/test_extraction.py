@@ -12,6 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from itertools import islice
@@ -23,7 +24,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_cli import activations, artifacts, atomic, backbone, extraction
+from spin_cli import activations, artifacts, atomic, backbone, extraction, workers
 from spin_cli.activations import features_of
 from spin_cli.backbone import gathering
 from spin_cli.backbone.batching import split
@@ -199,6 +200,27 @@ def test_a_run_broken_off_at_its_end_computes_nothing_again(data, straight, tmp_
             break
     assert breaking_at > 8  # the log, the manifest, four notes, the lock, the final name
     assert_same(straight, folder)
+
+
+def test_batches_stored_while_the_next_are_read_give_the_same_files(
+    data, straight, tmp_path, monkeypatch
+):
+    """What a GPU does, on the CPU: a thread stores, two windows are in memory."""
+    threads = set()
+    write = extraction.stage.RowWriter.write
+
+    def watched(*args):
+        threads.add(threading.get_ident())
+        write(*args)
+
+    monkeypatch.setattr(extraction.stage, "_storing", lambda _: workers.in_order(waiting=2))
+    monkeypatch.setattr(extraction.Plan, "rooms", 2)
+    monkeypatch.setattr(gathering, "STORED_AT_ONCE", ())
+    monkeypatch.setattr(extraction.stage.RowWriter, "write", watched)
+    small_windows.run_loaded(data, tmp_path / "later")
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+    assert_same(straight, tmp_path / "later")
 
 
 def test_a_second_process_is_kept_out(spin, data, tmp_path):

@@ -10,8 +10,8 @@ import torch
 from sklearn import metrics as sk
 
 from spin_cli import activations, mask, metrics
+from spin_cli.backbone import to_disk
 from spin_cli.choices import Pooling, StorageDtype
-from spin_cli.extraction.windows import to_disk
 from spin_cli.pooling import pool
 
 
@@ -56,12 +56,15 @@ def test_metrics_agree_with_scikit_learn(n_classes):
         assert found["auroc"] == pytest.approx(sk.roc_auc_score(y, probs[:, 1]))
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype):
+def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype, masked):
     torch.manual_seed(0)
     spans = [(0, 7), (0, 7), (2, 5), (0, 3), (0, 3), (6, 7)]
     states = torch.randn(6, 7, 11).to(dtype)
-    found = pool(states, spans, tuple(Pooling))
+    states[1, 6] = torch.nan  # padding may hold anything, and a text what a model gives
+    spans[1] = (0, 6)
+    found = pool(states, spans, tuple(Pooling), torch.tensor(spans) if masked else None)
     for row, (start, stop) in enumerate(spans):
         tokens = [states[row, t].float() for t in range(start, stop)]
         torch.testing.assert_close(found[Pooling.MEAN][row], sum(tokens) / len(tokens))
@@ -79,7 +82,8 @@ def test_bfloat16_is_stored_with_the_bits_that_torch_gives():
     values = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * 1e3
     values[:4] = [1.00390625, 1.01171875, -0.0, 3e38]  # ties, a signed zero, near the largest
     for dtype in StorageDtype:
-        assert np.array_equal(to_disk(values, dtype), activations.to_disk(values, dtype))
+        found = to_disk(torch.from_numpy(values), dtype).numpy()
+        assert np.array_equal(found, activations.to_disk(values, dtype))
     bits = activations.to_disk(values, StorageDtype.BFLOAT16)
     expected = torch.from_numpy(values).to(torch.bfloat16)
     assert np.array_equal(bits.view(np.int16), expected.view(torch.int16).numpy())

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from spin_cli.workers import side_by_side, worker_count
+from spin_cli.workers import in_order, side_by_side, worker_count
 
 
 def test_results_are_in_the_order_of_the_items():
@@ -42,3 +42,35 @@ def test_a_failure_drops_what_has_not_begun():
 def test_a_core_for_each_worker():
     assert worker_count(3) == 3
     assert worker_count(0) >= 1
+
+
+def test_tasks_on_one_thread_keep_their_order_and_their_distance():
+    done: list[int] = []
+
+    def task(number: int) -> None:
+        time.sleep(0.01)
+        done.append(number)
+
+    with in_order(waiting=2) as later:
+        for number in range(10):
+            later(lambda number=number: task(number))
+            assert len(done) >= number - 2
+    assert done == list(range(10))
+
+
+def test_no_task_is_called_after_one_that_failed():
+    done: list[int] = []
+
+    def fail() -> None:
+        time.sleep(0.05)
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"), in_order(waiting=5) as later:
+        later(lambda: done.append(1))
+        later(fail)
+        later(lambda: done.append(2))
+    assert done == [1]
+    with pytest.raises(KeyError, match="broken"), in_order(waiting=0) as later:
+        later(fail)
+        done.append(3)
+    assert done == [1]

@@ -1,7 +1,7 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
 from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refuse_parts
-from spin_cli.backbone.gathering import MemoryWarning, gather
+from spin_cli.backbone.gathering import Later, MemoryWarning, at_once, gather, to_disk
 from spin_cli.backbone.layout import Layout, Stack, summarise
 from spin_cli.backbone.loading import Backbone, identify, load
 from spin_cli.backbone.placing import choose_device
@@ -10,11 +10,13 @@ from spin_cli.backbone.reading import Wanted, read, read_states, run_states
 __all__ = [
     "Backbone",
     "Encoded",
+    "Later",
     "Layout",
     "MemoryWarning",
     "Part",
     "Stack",
     "Wanted",
+    "at_once",
     "choose_device",
     "encode",
     "gather",
@@ -26,4 +28,5 @@ __all__ = [
     "refuse_parts",
     "run_states",
     "summarise",
+    "to_disk",
 ]

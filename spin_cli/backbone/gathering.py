@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +14,28 @@ from numpy.typing import NDArray
 from spin_cli.backbone.batching import Encoded, Part, plan_batches
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.reading import Wanted, read
-from spin_cli.choices import Pooling, Site
+from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.errors import ModelError
 
 Key = tuple[str, Site, Pooling]
-Store = Callable[[str, Site, Pooling, Sequence[int], NDArray[np.float32]], None]
-"""Takes (layer, site, pooling, rows, (n, F) float32) of every row and key.
+Store = Callable[[str, Site, Pooling, Sequence[int], NDArray[Any]], None]
+"""Takes (layer, site, pooling, rows, (n, F) values) of every row and key.
 
 Where memory ran out in the middle of a batch, its rows come again, with the same meaning."""
+Later = Callable[[Callable[[], None]], None]
+"""Calls what it is given, at once or on another thread, in the order in which it was given."""
+STORED_AT_ONCE = ("cpu",)
+"""Devices that do not go on while a vector is copied and stored."""
+DTYPES = {
+    StorageDtype.FLOAT16: torch.float16,
+    StorageDtype.BFLOAT16: torch.bfloat16,
+    StorageDtype.FLOAT32: torch.float32,
+}
+
+
+def at_once(task: Callable[[], None]) -> None:
+    """Call *task*."""
+    task()
 
 
 class MemoryWarning(UserWarning):
@@ -32,6 +48,9 @@ def gather(
     wanted: Wanted,
     store: Store,
     done: Callable[[int], None] | None = None,
+    *,
+    dtype: StorageDtype = StorageDtype.FLOAT32,
+    later: Later = at_once,
 ) -> None:
     """Read every wanted vector of every text.
 
@@ -42,6 +61,9 @@ def gather(
     wanted : the (layer, site) pairs and their poolings
     store : called batch by batch
     done : called with the number of texts read so far
+    dtype : format in which *store* is given vectors, as on the disk: of bfloat16 the bits, uint16
+    later : where batches of a GPU are stored, so that it need not wait until they are; all else is
+        stored at once
 
     Raises
     ------
@@ -54,6 +76,7 @@ def gather(
         A batch did not fit and was halved. Vectors can then differ in their last bits from those
         of a run whose batches all fitted.
     """
+    out = _Out(store, dtype, later)
     whole = [row for row, item in enumerate(encoded) if not item.parts]
     finished = 0
 
@@ -67,12 +90,23 @@ def gather(
     for batch in plan_batches(lengths, backbone.batch_tokens):
         rows = [whole[index] for index in batch]
         parts = [Part(encoded[row].ids, 0, len(encoded[row].ids)) for row in rows]
-        _read(backbone, rows, parts, wanted, store)
+        _read(backbone, rows, parts, wanted, out)
         count(len(rows))
     if len(whole) < len(encoded):
         joined = [row for row, item in enumerate(encoded) if item.parts]
-        _gather_parts(backbone, joined, [encoded[row].parts for row in joined], wanted, store)
+        _gather_parts(backbone, joined, [encoded[row].parts for row in joined], wanted, out)
         count(len(joined))
+
+
+@dataclass(frozen=True)
+class _Out:
+    """Where vectors go; see `gather`."""
+
+    store: Store
+    dtype: StorageDtype
+    later: Later
+    once: bool = False
+    """No row may come again."""
 
 
 def _gather_parts(
@@ -80,75 +114,68 @@ def _gather_parts(
     rows: Sequence[int],
     parts: Sequence[Sequence[Part]],
     wanted: Wanted,
-    store: Store,
+    out: _Out,
 ) -> None:
     """Read texts of several windows, and pool over all of a text's windows as over one text."""
-    items = [(index, part) for index, own in enumerate(parts) for part in own]
-    heads = {id(own[0]) for own in parts}
-    tails = {id(own[-1]) for own in parts}
-    sums: dict[Key, NDArray[np.float32]] = {}
-    counts = np.array([sum(part.count for part in own) for own in parts], np.float32)[:, None]
+    joined = _Joined(parts)
+    one_by_one = _Out(joined.add, StorageDtype.FLOAT32, out.later, once=True)
+    lengths = [len(part.ids) for _, part in joined.items]
+    for batch in plan_batches(lengths, backbone.batch_tokens):
+        _read(backbone, batch, [joined.items[number][1] for number in batch], wanted, one_by_one)
 
-    def join(
-        layer: str, site: Site, pooling: Pooling, at: Sequence[int], vectors: NDArray[np.float32]
+    def store() -> None:
+        for key, vectors in joined.pooled():
+            out.store(*key, rows, to_disk(torch.from_numpy(vectors), out.dtype).numpy())
+
+    out.later(store)
+
+
+class _Joined:
+    """Vectors of texts of several windows, pooled as their windows come in, in any order."""
+
+    def __init__(self, texts: Sequence[Sequence[Part]]) -> None:
+        self.items = [(index, part) for index, own in enumerate(texts) for part in own]
+        self._heads = {id(own[0]) for own in texts}
+        self._tails = {id(own[-1]) for own in texts}
+        counts = [sum(part.count for part in own) for own in texts]
+        self._counts = np.array(counts, np.float32)[:, None]
+        self._found: dict[Key, NDArray[np.float32]] = {}
+
+    def add(
+        self, layer: str, site: Site, pooling: Pooling, at: Sequence[int], vectors: NDArray[Any]
     ) -> None:
+        """Take the vectors of the windows *at* these places among the items."""
         key = layer, site, pooling
-        if key not in sums:
+        if key not in self._found:
             start = -np.inf if pooling is Pooling.MAX else 0.0
-            sums[key] = np.full((len(rows), vectors.shape[1]), start, np.float32)
-        total = sums[key]
+            self._found[key] = np.full((len(self._counts), vectors.shape[1]), start, np.float32)
+        total = self._found[key]
         for number, vector in zip(at, vectors, strict=True):
-            index, part = items[number]
+            index, part = self.items[number]
             if pooling is Pooling.MEAN:
                 total[index] += vector * part.count
             elif pooling is Pooling.MAX:
                 np.maximum(total[index], vector, out=total[index])
-            elif id(part) in (heads if pooling is Pooling.FIRST else tails):
+            elif id(part) in (self._heads if pooling is Pooling.FIRST else self._tails):
                 total[index] = vector
 
-    for batch in plan_batches([len(part.ids) for _, part in items], backbone.batch_tokens):
-        _read(backbone, batch, [items[number][1] for number in batch], wanted, join, once=True)
-    for (layer, site, pooling), total in sums.items():
-        if pooling is Pooling.MEAN:
-            total /= counts
-        store(layer, site, pooling, rows, total)
+    def pooled(self) -> Iterator[tuple[Key, NDArray[np.float32]]]:
+        """Every key and its vectors (n, F); to be gone through once."""
+        for key, total in self._found.items():
+            if key[2] is Pooling.MEAN:
+                total /= self._counts
+            yield key, total
 
 
 def _read(
-    backbone: Backbone,
-    rows: Sequence[int],
-    parts: Sequence[Part],
-    wanted: Wanted,
-    store: Store,
-    *,
-    once: bool = False,
+    backbone: Backbone, rows: Sequence[int], parts: Sequence[Part], wanted: Wanted, out: _Out
 ) -> None:
-    """Read one batch, or its halves where it does not fit into memory.
-
-    What becomes known is stored at once, for small tensors that wait between the large ones of the
-    forward pass break up memory. They do wait where *store* may be called only *once* for a row,
-    and on a GPU, whose copies run beside the layers that follow.
-    """
-    found: list[tuple[Key, torch.Tensor]] = []
-    wait = once or backbone.device.type != "cpu"
-    # Of several GPUs only the first one is waited for below.
-    together = backbone.options.device_map is None
-
-    def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
-        if wait:
-            found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
-        else:
-            store(layer, site, pooling, rows, vectors.cpu().numpy())
-
+    """Read one batch, or its halves where it does not fit into memory."""
     try:
-        spans = [(part.start, part.stop) for part in parts]
-        read(backbone, [part.ids for part in parts], wanted, keep, spans=spans)
-        if backbone.device.type == "cuda":
-            torch.cuda.synchronize(backbone.device)
+        store = _run(backbone, rows, parts, wanted, out)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        found.clear()
         if len(parts) == 1:
             raise ModelError(
                 f"row {rows[0]} of its window: {len(parts[0].ids)} tokens do not fit into the"
@@ -156,8 +183,7 @@ def _read(
                 "Give a smaller --max-length, or another --dtype or --device.",
             ) from error
     else:
-        for (layer, site, pooling), vectors in found:
-            store(layer, site, pooling, rows, vectors.numpy())
+        out.later(store)
         return
     warnings.warn(
         f"{len(rows)} texts at once did not fit into the memory of {backbone.device}: halved."
@@ -168,8 +194,59 @@ def _read(
     if backbone.device.type == "cuda":
         torch.cuda.empty_cache()
     middle = len(rows) // 2
-    _read(backbone, rows[:middle], parts[:middle], wanted, store, once=once)
-    _read(backbone, rows[middle:], parts[middle:], wanted, store, once=once)
+    for half in (slice(middle), slice(middle, None)):
+        _read(backbone, rows[half], parts[half], wanted, out)
+
+
+def _run(
+    backbone: Backbone, rows: Sequence[int], parts: Sequence[Part], wanted: Wanted, out: _Out
+) -> Callable[[], None]:
+    """Run one batch; returns what stores that which is not stored yet.
+
+    What becomes known is stored at once, for small tensors that wait between the large ones of the
+    forward pass break up memory. They do wait where a row may not come again, and on a GPU, whose
+    copies run beside the layers that follow.
+    """
+    found: list[tuple[Key, torch.Tensor]] = []
+    device = backbone.device
+    wait = out.once or device.type not in STORED_AT_ONCE
+    # Of several GPUs only the first one is waited for; Apple's would not be.
+    together = device.type == "cuda" and backbone.options.device_map is None
+
+    def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
+        vectors = to_disk(vectors, out.dtype)
+        if wait:
+            found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
+        else:
+            out.store(layer, site, pooling, rows, vectors.numpy())
+
+    spans = [(part.start, part.stop) for part in parts]
+    read(backbone, [part.ids for part in parts], wanted, keep, spans=spans)
+    copied = _record(device) if together else None
+
+    def store() -> None:
+        if copied is not None:
+            copied.synchronize()
+        for key, vectors in found:
+            out.store(*key, rows, vectors.numpy())
+
+    return store
+
+
+def _record(device: torch.device) -> torch.cuda.Event:
+    """What can be waited for: that *device* has done all that it was told so far."""
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # keeps no core busy
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def to_disk(vectors: torch.Tensor, dtype: StorageDtype) -> torch.Tensor:
+    """Round float32 vectors to *dtype*, on their device; of bfloat16 the bits, as uint16.
+
+    As `activations.to_disk`, bit for bit.
+    """
+    rounded = vectors.to(DTYPES[dtype])
+    return rounded.view(torch.uint16) if dtype is StorageDtype.BFLOAT16 else rounded
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ from spin_cli.backbone.hooks import hooked
 from spin_cli.backbone.loading import Backbone
 from spin_cli.choices import Pooling, Site
 from spin_cli.errors import ModelError
-from spin_cli.pooling import pool
+from spin_cli.pooling import make_bounds, pool, send
 
 Wanted = Mapping[tuple[str, Site], Sequence[Pooling]]
 """Which poolings are wanted of which (layer, site)."""
@@ -57,9 +57,10 @@ def read(
         A wanted vector was never computed.
     """
     spans = spans or [(0, len(ids)) for ids in batch]
+    bounds = make_bounds(spans, backbone.device)
 
     def take(layer: str, site: Site, states: torch.Tensor) -> None:
-        for pooling, vectors in pool(states, spans, wanted[layer, site]).items():
+        for pooling, vectors in pool(states, spans, wanted[layer, site], bounds).items():
             sink(layer, site, pooling, vectors)
 
     read_states(backbone, batch, wanted, take)
@@ -90,11 +91,10 @@ def read_states(
     lengths = [len(ids) for ids in batch]
     width = max(lengths)
     padded = [[*ids, *[backbone.pad_id] * (width - len(ids))] for ids in batch]
-    ids = torch.tensor(padded, device=backbone.device)
+    ids = send(padded, backbone.device)
     mask = None
     if min(lengths) < width:  # padding is always on the right: see DESIGN on left padding
-        steps = torch.arange(width, device=backbone.device)
-        mask = (steps < torch.tensor(lengths, device=backbone.device)[:, None]).long()
+        mask = send([[1] * length + [0] * (width - length) for length in lengths], backbone.device)
     run_states(backbone, ids, mask, wanted, take)
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial as bind
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts, atomic, ranks
+from spin_cli import activations, artifacts, atomic, backbone, ranks, workers
 from spin_cli.activations import Feature, RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
@@ -88,25 +90,33 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
     """Compute window after window while the one before is being written; returns tokens read."""
     plan = partial.plan
     total, done, tokens = sum(len(plan.windows[w]) for w in windows), 0, 0
+    rooms = [Room(plan) for _ in range(plan.rooms)]
     with RowWriter(partial.folder, plan.features) as writer, ThreadPoolExecutor(1) as pool:
         tidy = heap.watch()
-        rooms = [Room(plan) for _ in range(plan.rooms)]
-        for number, (window, rows) in enumerate(_read_windows(plan, windows)):
-            progress("extract", done, total)
-            room = rooms[number % len(rooms)]
-            step = _step(progress, done, total, tidy)
-            start = plan.windows[window].start
-            blocks, lengths = compute_window(
-                plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
-                room.ready,
-            )  # fmt: skip
-            tokens += int(np.abs(lengths).sum())
-            done += len(rows)
-            room.hand_over(pool, partial, writer, window, blocks, lengths)
+        with _storing(plan) as later:
+            for number, (window, rows) in enumerate(_read_windows(plan, windows)):
+                progress("extract", done, total)
+                room = rooms[number % len(rooms)]
+                step = _step(progress, done, total, tidy)
+                start = plan.windows[window].start
+                blocks, lengths = compute_window(
+                    plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
+                    room.ready, later,
+                )  # fmt: skip
+                tokens += int(np.abs(lengths).sum())
+                done += len(rows)
+                later(bind(room.hand_over, pool, partial, writer, window, blocks, lengths))
         for room in rooms:
             room.wait()
     progress("extract", total, total)
     return tokens
+
+
+def _storing(plan: Plan) -> AbstractContextManager[backbone.Later]:
+    """Where batches are stored: a GPU goes on with the next two meanwhile."""
+    if plan.model.device.type == "cpu":
+        return nullcontext(backbone.at_once)
+    return workers.in_order(waiting=2)
 
 
 class Room:
