@@ -259,16 +259,15 @@ def measure_dry_run(args: argparse.Namespace, folder: Path) -> None:
         )  # fmt: skip
 
 
-def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
-    """Random weights: what is timed does not depend on them."""
+def make_large(folder: Path, layers: int) -> Path:
+    """A random model of Llama-3-8B's shape in bfloat16; no time depends on its weights."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
     from spin_cli.backbone.resolve import locate
 
     shape = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336,
-        num_hidden_layers=args.gpu_layers, num_attention_heads=32, num_key_value_heads=8,
-        max_position_embeddings=8192,
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
     )  # fmt: skip
     small = locate(ModelConfig("bundled:minilm"))  # its tokenizer does as well as any
     AutoTokenizer.from_pretrained(small.source, **small.arguments).save_pretrained(folder / "8b")
@@ -277,14 +276,22 @@ def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
         LlamaModel(shape).save_pretrained(folder / "8b")
         torch.set_default_dtype(torch.float32)
     torch.cuda.empty_cache()
-    data, rows = folder / "long.csv", args.rows or 4096
-    take_rows(args.data / "imdb" / "train.csv.gz", rows, data)
+    return folder / "8b"
+
+
+def plan_large(args: argparse.Namespace, folder: Path, rows: int) -> extraction.Plan:
+    data = take_rows(args.data / "imdb" / "train.csv.gz", rows, folder / "long.csv")
     config = ExtractConfig(
         DataConfig(),
-        ModelConfig(str(folder / "8b"), dtype=Dtype.BFLOAT16, max_length=256),
+        ModelConfig(str(make_large(folder, args.gpu_layers)), dtype=Dtype.BFLOAT16, max_length=256),
         poolings=(Pooling.MEAN, Pooling.LAST),
     )
-    plan = extraction.plan(data, config)
+    return extraction.plan(data, config)
+
+
+def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
+    rows = args.rows or 4096
+    plan = plan_large(args, folder, rows)
     bare, whole, ratio = in_turn(
         bare_forward(plan), whole_extraction(plan, folder), args.repeats, folder
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+import numpy as np
 import torch
 
 from spin_cli.choices import Pooling
@@ -34,7 +35,7 @@ def make_bounds(spans: Sequence[Span], device: torch.device) -> torch.Tensor | N
 
 def send(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """Numbers on *device*, which need not have done all it was told before."""
-    found = torch.tensor(values)
+    found = torch.from_numpy(np.array(values))
     if device.type == "cuda":
         return found.pin_memory().to(device, non_blocking=True)
     return found.to(device)

@@ -40,7 +40,8 @@ def test_features_are_those_of_the_cpu(dtype, limit):
 
 
 def test_a_batch_too_large_for_the_device_is_halved():
-    model = backbone.load(ModelConfig("bundled:minilm", device="cuda", batch_tokens=2**24), depth=2)
+    config = ModelConfig("bundled:minilm", device="cuda", dtype=Dtype.FLOAT32, batch_tokens=2**24)
+    model = backbone.load(config, depth=2)
     encoded = backbone.encode(model, ["many words in a row " * 100] * 512)
     seen = set()
     free, total = torch.cuda.mem_get_info()
@@ -74,7 +75,11 @@ def test_probes_are_those_of_the_cpu(monkeypatch, n_classes, hold):
     assert there.converged
     assert there.kkt <= 1e-5
     assert pytest.approx(here.C, rel=1e-6) == there.C
-    np.testing.assert_allclose(there.coef, here.coef, atol=1e-3)
+    # A shift of all classes' weights of a column may leave their l1 norm as it is: of an even number
+    # of classes the differences alone are unique.
+    np.testing.assert_allclose(
+        there.coef - there.coef.mean(0), here.coef - here.coef.mean(0), atol=1e-3
+    )
     strong = here.importance > 1e-3 * here.importance.max()
     np.testing.assert_array_equal(there.neurons[: strong.sum()], here.neurons[strong])
     again = probe.rank_neurons(X, y, *rows, n_classes, device=torch.device("cuda"), **options)

@@ -24,7 +24,7 @@ from spin_cli.extraction.windows import read_rows_into
 WINDOW_BYTES = 64 * 2**20
 """The larger a window, the more alike in length are the texts of a batch: a deep model, of which
 few texts fit, takes a seventh less time than with half of this."""
-GPU_WINDOWS = 4
+GPU_WINDOWS = 2
 """A GPU's windows may be so many times larger: its batches are, and main memory is not short."""
 MAX_WINDOW_ROWS = 8192
 SAMPLE_ROWS = 512

@@ -93,7 +93,7 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
     rooms = [Room(plan) for _ in range(plan.rooms)]
     with RowWriter(partial.folder, plan.features) as writer, ThreadPoolExecutor(1) as pool:
         tidy = heap.watch()
-        with _storing(plan) as later:
+        with heap.frozen(), _storing(plan) as later:
             for number, (window, rows) in enumerate(_read_windows(plan, windows)):
                 progress("extract", done, total)
                 room = rooms[number % len(rooms)]
@@ -124,8 +124,9 @@ class Room:
 
     def __init__(self, plan: Plan) -> None:
         self.blocks = make_blocks(plan.features, plan.window_rows, plan.storage_dtype)
-        for block in self.blocks.values():
-            block.fill(0)  # its pages are there from the start: what grows later is the heap
+        if plan.rooms == 1:  # with a GPU, time matters more than memory
+            for block in self.blocks.values():
+                block.fill(0)  # its pages are there from the start: what grows later is the heap
         self._stored: dict[Feature, Future[int]] = {}
         self._noted: Future[None] | None = None
 
