@@ -207,8 +207,12 @@ class RowWriter:
 def _chunk_places(dataset: Any) -> tuple[int, list[int]]:
     """Rows per chunk and the place of each chunk in the file."""
     rows = dataset.chunks[0]
-    infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
-    places = {info.chunk_offset[0] // rows: info.byte_offset for info in infos}
+    places: dict[int, int] = {}
+
+    def note(info: Any) -> None:
+        places[info.chunk_offset[0] // rows] = info.byte_offset
+
+    dataset.id.chunk_iter(note)  # to ask for one chunk after the other takes quadratic time
     return rows, [places[index] for index in range(len(places))]
 
 

@@ -75,7 +75,7 @@ def test_probes_are_those_of_the_cpu(monkeypatch, n_classes, hold):
     assert there.converged
     assert there.kkt <= 1e-5
     assert pytest.approx(here.C, rel=1e-6) == there.C
-    # A shift of all classes' weights of a column may leave their l1 norm as it is: of an even number
+    # A shift of all classes' weights of a column may leave their l1 norm as it is: of an even count
     # of classes the differences alone are unique.
     np.testing.assert_allclose(
         there.coef - there.coef.mean(0), here.coef - here.coef.mean(0), atol=1e-3
