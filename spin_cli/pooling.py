@@ -12,8 +12,9 @@ from spin_cli.choices import Pooling
 
 Span = tuple[int, int]
 """First position that counts, and one behind the last."""
-FEW_RUNS = 4
-"""Runs of equal span up to which a GPU, too, works on them one by one."""
+RUN_BYTES = 8 * 2**20
+"""Of token vectors for each run of equal span, at least, for a GPU to work on runs one by one: to
+begin on a run takes it as long as the two more passes over so many bytes that a mask costs."""
 
 
 def equal_runs(spans: Sequence[Span]) -> list[tuple[int, int, Span]]:
@@ -27,10 +28,8 @@ def equal_runs(spans: Sequence[Span]) -> list[tuple[int, int, Span]]:
 
 
 def make_bounds(spans: Sequence[Span], device: torch.device) -> torch.Tensor | None:
-    """The spans as a tensor (B, 2) on a GPU, where texts of many lengths are pooled with a mask."""
-    if device.type == "cpu" or len(equal_runs(spans)) <= FEW_RUNS:
-        return None
-    return send(spans, device)
+    """The spans as a tensor (B, 2) on a GPU, which may pool with a mask; none on a CPU."""
+    return None if device.type == "cpu" else send(spans, device)
 
 
 def send(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
@@ -56,7 +55,7 @@ def pool(
         another window.
     spans : sequence of B pairs, each not empty
     poolings : the poolings wanted
-    bounds : *spans* from `make_bounds`; where given, padding is masked
+    bounds : *spans* from `make_bounds`; where given, padding is masked if there are many short runs
 
     Returns
     -------
@@ -67,16 +66,14 @@ def pool(
     -----
     Works on runs of neighbours of equal span, so that padding is sliced off rather than masked: a
     mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU. A GPU, to
-    which copies are cheap and many small runs are not, is given a mask. For inference alone: no
+    which copies are cheap and many small runs are not, may be given a mask. For inference alone: no
     gradient passes.
     """
-    if bounds is not None:
+    runs = equal_runs(spans)
+    if bounds is not None and len(runs) * RUN_BYTES > states.nbytes:
         bounds = bounds.to(states.device)
         return {pooling: _pool_masked(states, bounds, pooling).float() for pooling in poolings}
-    parts = [
-        (states[start:stop, slice(*span)], slice(start, stop))
-        for start, stop, span in equal_runs(spans)
-    ]
+    parts = [(states[start:stop, slice(*span)], slice(start, stop)) for start, stop, span in runs]
     found = {}
     for pooling in poolings:
         dtype = states.dtype if pooling is Pooling.MAX else torch.float32
