@@ -30,12 +30,12 @@ from spin_cli.choices import (
 from spin_cli.config import TrainConfig
 from spin_cli.errors import DataError, UsageError
 from spin_cli.training import baselines, calibration, contest, duplicates, mlp, search, stage
-from spin_cli.training.blend import blends
+from spin_cli.training.blend import blends, mean_probs, with_stacks
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.folds import Folds, fold_rows
 from spin_cli.training.nonnegative import fit_nonnegative
-from spin_cli.training.pick import Judged, Part, best_of, frontier
+from spin_cli.training.pick import Judged, Linear, Part, best_of, frontier
 from spin_cli.training.report import Found
 from spin_cli.training.ridge import fit_ridge, targets
 from spin_cli.training.stack import fit_stacks
@@ -453,6 +453,51 @@ def test_a_blend_becomes_one_linear_head_on_the_union_of_neurons(tmp_path):
         X = one.standard.transform(reader.gather(part.choice))
         expected = expected + part.share * one.fit.logits(X)
     np.testing.assert_allclose(z, expected, atol=1e-3)
+
+
+def test_a_stack_and_masks_become_one_linear_head(tmp_path):
+    """Also where a matrix is too wide for the stack; the ranks are not the order of neurons."""
+    reader, codes = noise_reader(tmp_path)
+    split = make_split(codes, 240)
+    inputs = SimpleNamespace(split=split)
+    choice = Choice("ffn", (Pooling.MEAN,), 0.6, 1)
+    (masked,) = (item for item, _ in reader.union([choice]))
+    count, rng = reader.count(choice), np.random.default_rng(0)
+    assert (np.diff(masked.neurons[:count]) < 0).any()
+    for whole in (True, False):
+        other = masked.feature if whole else replace(masked.feature, layer="layer_07")
+        if not whole:
+            write_matrix(tmp_path, other, rng.normal(size=(300, other.width)).astype(np.float32))
+        linear = Linear(
+            (other,), rng.normal(size=(1, other.width)).astype(np.float32), np.array([0.3])
+        )
+        of_stack = Part(replace(choice, eta=1.0), 0.01, whole=True)
+        stacked = Judged((of_stack,), other.width, sure(codes, 0.7, rng), linear)
+        alone = Judged((Part(choice, 0.1),), count, sure(codes, 0.7, rng))
+        (mixed,) = with_stacks([alone], [stacked], codes, lambda item: item.size(reader))
+        assert mixed.neurons == other.width + (0 if whole else count)
+        np.testing.assert_allclose(
+            mixed.probs, mean_probs([stacked.probs, alone.probs], [0.5, 0.5]), atol=1e-12
+        )
+        evidence = SimpleNamespace(what="out-of-fold")
+        weights = stage.fit_final(reader, inputs, Found(mixed, [], [], evidence, True))
+        z = mixed.gather(reader).astype(np.float64) @ weights.weight.T + weights.bias
+        everything = replace(split, train=np.arange(len(codes)))
+        (one,) = search.walk_strengths(reader.gather(choice), everything, [0.1], 1e-6)
+        expected = one.fit.logits(one.standard.transform(reader.gather(choice)))
+        expected += reader.whole(other).astype(np.float64) @ linear.weight.T + linear.bias
+        np.testing.assert_allclose(z, expected / 2, atol=1e-3)
+
+
+def test_a_stack_is_joined_by_heads_that_are_no_deeper():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 500)
+    items = [judged(sure(y, share, rng), depth) for depth, share in ((2, 0.7), (3, 0.6), (5, 0.9))]
+    stacked = [judged(sure(y, 0.8, rng), depth) for depth in (1, 3, 6)]
+    found = with_stacks(items, stacked, y, lambda item: len(item.parts))
+    assert [item.depth for item in found] == [3, 6]
+    assert [item.parts[1].choice.depth for item in found] == [2, 5]
+    assert all(part.share == 0.5 for item in found for part in item.parts)
 
 
 # -- stacks ----------------------------------------------------------------------------------

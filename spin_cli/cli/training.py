@@ -200,7 +200,7 @@ def print_candidates(report: dict[str, Any]) -> None:
     def cells(entry: dict[str, Any]) -> list[str]:
         many, whole = len(entry.get("parts", ())), entry.get("matrices", 0)
         if whole:
-            what = [f"stack of {whole}", "", "all"]
+            what = [f"stack of {whole}", *(("+ masks", "") if many else ("", "all"))]
         elif many:
             what = [f"blend of {many}", "", ""]
         else:

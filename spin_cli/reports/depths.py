@@ -45,7 +45,7 @@ def _how(run: Run, curves: Curves) -> str:
     part += " so these heads score lower than the chosen one can"
     text = f"A linear head on masked neurons was fitted for each point{part if few else ''}."
     if run.stacked:
-        text += f" The chosen head is none of these: it is a stack of {run.stacked} matrices."
+        text += f" The chosen head is none of these: it is {run.stacked}."
     return text
 
 

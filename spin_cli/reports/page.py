@@ -113,7 +113,7 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
             "neurons read",
             f"of {run.metrics['neurons_total']:,}: {plain(chosen['site'])},"
             f" {plain(chosen['pooling'])}-pooled,"
-            + (f" a stack of {run.stacked} matrices" if run.stacked else f" eta {chosen['eta']:g}"),
+            + (f" {run.stacked}" if run.stacked else f" eta {chosen['eta']:g}"),
         ),
         (
             f"{run.metrics.get('layers_run', chosen['depth'])} of {run.metrics['layers_total']}",

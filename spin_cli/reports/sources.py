@@ -108,9 +108,14 @@ class Run:
         return Choice(chosen["site"], poolings, float(chosen["eta"]), int(chosen["depth"]))
 
     @property
-    def stacked(self) -> int:
-        """Matrices that a stack of classifiers reads; 0: the head is no stack."""
-        return int(self.metrics["chosen"].get("matrices", 0))
+    def stacked(self) -> str:
+        """What the head is where it is a stack, or the mean of one and others; else nothing."""
+        chosen = self.metrics["chosen"]
+        if "matrices" not in chosen:
+            return ""
+        others = len(chosen.get("parts", ())) - 1
+        with_masks = f" and {others} on masked neurons" if others > 0 else ""
+        return f"a stack of {int(chosen['matrices'])} matrices{with_masks}"
 
     def selection(self) -> Artifact:
         """The selection, or `LeftOut`."""

@@ -7,6 +7,7 @@ and explained like any other. Heads that read different sites and poolings err o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,37 @@ def blends(
         neurons = count(*(part.choice for part in parts))
         probs = mean_probs([item.probs for item in chosen], [1 / len(chosen)] * len(chosen), kind)
         found.append(Judged(parts, neurons, probs))
+    return found
+
+
+def with_stacks(
+    judged: Sequence[Judged],
+    stacked: Sequence[Judged],
+    y: NDArray[np.int64],
+    size: Callable[[Judged], int],
+) -> list[Judged]:
+    """The mean of each stack and the best head on masked neurons that is no deeper.
+
+    The two are fitted in other ways to other columns, so that each is right where the other errs;
+    equal shares leave nothing to overfit.
+
+    Parameters
+    ----------
+    judged, stacked : heads and their probabilities on the same rows, with codes *y*
+    size : how many neurons a head reads
+    """
+    kind = "labels" if y.ndim == 2 else "multinomial"
+    losses = [metrics.log_loss(y, item.probs) for item in judged]
+    found = []
+    for stack in stacked:
+        within = [at for at, item in enumerate(judged) if item.depth <= stack.depth]
+        if not within:
+            continue
+        best = judged[min(within, key=losses.__getitem__)]
+        parts = tuple(replace(p, share=p.share / 2) for p in (*stack.parts, *best.parts))
+        probs = mean_probs([stack.probs, best.probs], [0.5, 0.5], kind)
+        item = Judged(parts, 0, probs, stack.linear)
+        found.append(replace(item, neurons=size(item)))
     return found
 
 

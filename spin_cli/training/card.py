@@ -67,10 +67,13 @@ def _read(chosen: dict[str, Any]) -> str:
 
 
 def _how(chosen: dict[str, Any]) -> str:
-    if "matrices" in chosen:
-        return f"ridge regressions on {chosen['matrices']} whole matrices, stacked"
     parts = chosen.get("parts", [chosen])
-    each = [f"eta {p['eta']}, penalty {p['strength']:.3g} per text" for p in parts]
+    each = [
+        f"ridge regressions on {p['matrices']} whole matrices, stacked"
+        if "matrices" in p
+        else f"eta {p['eta']}, penalty {p['strength']:.3g} per text"
+        for p in parts
+    ]
     if len(parts) == 1:
         return each[0]
     blended = (

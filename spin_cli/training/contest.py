@@ -21,7 +21,7 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import UsageError
-from spin_cli.training.blend import blends
+from spin_cli.training.blend import blends, with_stacks
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import Inputs
@@ -47,8 +47,9 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
 
     A coarse grid of masks is judged on val rows, then what lies around its best. Where these rows
     are few, the best of each kind are judged again by cross-validation, with the neurons of each
-    fold selected anew, and what lies around the best of them. Blends of these and stacks of whole
-    matrices join them; with fewer than `FEW_ROWS` rows the deepest of these is taken.
+    fold selected anew, and what lies around the best of them. Blends of these, stacks of whole
+    matrices, and means of a stack and one of the others join them; with fewer than `FEW_ROWS` rows
+    the deepest stack is taken.
     """
     poolings = list(dict.fromkeys(feature.pooling for feature in inputs.features))
     config = _possible(inputs.config, {feature.site for feature in inputs.features})
@@ -88,7 +89,9 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     few, depths = len(split.codes) < FEW_ROWS, stack_depths(inputs)
     depths = depths[-1:] if few else depths
     stacked = stacks(reader, inputs, whole=bool(folds), depths=depths, step=step)
-    judged += stacked  # and so to what is reported as tried
+    mixed = with_stacks(judged, stacked, y, lambda item: item.size(reader))
+    # And so to what is reported as tried.
+    judged += stacked + [item for item in mixed if item.neurons <= most]
     best = best_of(stacked if few and stacked else judged, y, split.metric)
     progress("train", total, total)
     evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")

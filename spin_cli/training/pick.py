@@ -27,6 +27,8 @@ class Part:
     """Penalty as a share of the training rows."""
     share: float = 1.0
     """Weight of its logits; those of all parts add up to 1."""
+    whole: bool = False
+    """A stack of whole matrices: `Judged.linear` holds its weights."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Judged:
     probs: NDArray[np.float64]
     """(N, n_classes)"""
     linear: Linear | None = None
-    """Its weights, where judging it brought them along; it reads whole matrices then."""
+    """Weights of the stack among its parts, which judging that brought along."""
 
     @property
     def main(self) -> Part:
@@ -70,15 +72,22 @@ class Judged:
 
     def columns(self, reader: Reader) -> list[tuple[Feature, NDArray[np.int32]]]:
         """What it reads: matrices, and which of their neurons."""
-        if self.linear is not None:
-            return [(f, np.arange(f.width, dtype=np.int32)) for f in self.linear.features]
-        return [(i.feature, i.neurons[:count]) for i, count in reader.union(self.choices)]
+        whole = () if self.linear is None else self.linear.features
+        masked = reader.union([part.choice for part in self.parts if not part.whole])
+        return [
+            *((feature, np.arange(feature.width, dtype=np.int32)) for feature in whole),
+            *((i.feature, i.neurons[:count]) for i, count in masked if i.feature not in whole),
+        ]
+
+    def size(self, reader: Reader) -> int:
+        """How many neurons it reads."""
+        return sum(len(neurons) for _, neurons in self.columns(reader))
 
     def gather(self, reader: Reader) -> NDArray[Any]:
         """The values of `columns`, (rows, n)."""
-        if self.linear is not None:
-            return np.hstack([reader.whole(feature) for feature in self.linear.features])
-        return reader.gather(*self.choices)
+        if self.linear is None:
+            return reader.gather(*self.choices)
+        return np.hstack([reader.whole(f)[:, neurons] for f, neurons in self.columns(reader)])
 
 
 def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:

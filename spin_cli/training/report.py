@@ -354,6 +354,9 @@ def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, An
         entry["matrices"] = len(item.linear.features)
     if len(item.parts) > 1:
         entry["parts"] = [_describe_part(p) | {"share": round(p.share, 6)} for p in item.parts]
+        for part, described in zip(item.parts, entry["parts"], strict=True):
+            if part.whole and item.linear is not None:
+                described["matrices"] = len(item.linear.features)
     return entry
 
 

@@ -119,7 +119,7 @@ def _join(
     features = tuple(feature for feature, _, _ in levels)
     head = np.hstack(total).astype(np.float32)
     bias += sum(s * fit.bias for s, (_, fit, _) in zip(shares.T, levels, strict=True))
-    part = Part(_choice(features, depth), joined[0][3])
+    part = Part(_choice(features, depth), joined[0][3], whole=True)
     probs = metrics.probabilities(z, split.n_classes, split.kind)
     return Judged((part,), head.shape[1], probs, Linear(features, head, bias))
 

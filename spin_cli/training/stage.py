@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import artifacts, atomic, probe
-from spin_cli.activations import separator_of
+from spin_cli.activations import Feature, separator_of
 from spin_cli.choices import HeadKind
 from spin_cli.config import CV_FOLDS, Progress, TrainConfig, quiet
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
@@ -33,11 +33,12 @@ from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
 from spin_cli.training.mlp import fit_final_mlp
 from spin_cli.training.oof import write_oof
+from spin_cli.training.pick import Linear, Part
 from spin_cli.training.report import Found, measure
 from spin_cli.training.search import (
     walk_strengths,
 )
-from spin_cli.training.table import Choice, Ranked, Reader
+from spin_cli.training.table import Choice, Reader
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,18 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
         return found.evidence.probs
     config = inputs.config
     folds = Folds(reader, inputs.split, CV_FOLDS, config.workers, config.seed, inputs.groups)
-    if found.best.linear is not None:
-        return stacks(reader, inputs, whole=True, depths=[found.best.depth])[0].probs
     wanted: dict[Choice, list[float]] = {}
     for part in found.best.parts:
-        wanted.setdefault(part.choice, []).append(part.strength)
+        if not part.whole:
+            wanted.setdefault(part.choice, []).append(part.strength)
     judged = {item.main: item.probs for item in folds.judge(wanted)}
-    parts = [replace(part, share=1.0) for part in found.best.parts]
-    shares = [part.share for part in found.best.parts]
-    return mean_probs([judged[part] for part in parts], shares, inputs.split.kind)
+    probs = [
+        stacks(reader, inputs, whole=True, depths=[part.choice.depth])[0].probs
+        if part.whole
+        else judged[replace(part, share=1.0)]
+        for part in found.best.parts
+    ]
+    return mean_probs(probs, [part.share for part in found.best.parts], inputs.split.kind)
 
 
 def twins_note(inputs: Inputs) -> list[str]:
@@ -160,33 +164,53 @@ def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
     split = inputs.split
     if found.refit:
         split = replace(split, train=np.arange(len(split.codes)))
-    if found.best.linear is not None:
-        head = found.best.linear
-        if found.refit != (found.evidence.what == "out-of-fold"):  # fitted to other rows
-            again = stacks(reader, inputs, whole=found.refit, depths=[found.best.depth])[0]
-            head = again.linear or head
-        return Weights(head.weight, head.bias)
-    union = reader.union(found.best.choices)
-    starts = dict(zip((item.feature for item, _ in union), _starts(union), strict=True))
-    outputs = split.outputs
-    total = np.zeros((outputs, sum(count for _, count in union)))
-    bias = np.zeros(outputs)
+    places = _places(found.best.columns(reader))
+    total = np.zeros((split.outputs, sum(place.count for place in places.values())))
+    bias = np.zeros(split.outputs)
     for part in found.best.parts:
-        columns = reader.gather(part.choice)
-        fitted = walk_strengths(columns, split, [part.strength], FINAL_TOL)[0]
-        weight, intercept = probe.fold_back(fitted.fit, fitted.standard)
-        place = [
-            np.arange(starts[item.feature], starts[item.feature] + count)
-            for item, count in reader.union([part.choice])
-        ]
-        total[:, np.concatenate(place)] += part.share * weight
+        if part.whole:
+            head = _stack_again(reader, inputs, found, part)
+            columns = [(f, np.arange(f.width, dtype=np.int32)) for f in head.features]
+            weight, intercept = head.weight, head.bias
+        else:
+            fitted = walk_strengths(reader.gather(part.choice), split, [part.strength], FINAL_TOL)
+            weight, intercept = probe.fold_back(fitted[0].fit, fitted[0].standard)
+            columns = [(i.feature, i.neurons[:n]) for i, n in reader.union([part.choice])]
+        at = np.concatenate([places[feature].of(neurons) for feature, neurons in columns])
+        total[:, at] += part.share * weight
         bias += part.share * intercept
     return Weights(total.astype(np.float32), bias)
 
 
-def _starts(union: list[tuple[Ranked, int]]) -> list[int]:
-    """The first column of each matrix's neurons."""
-    return [0, *np.cumsum([count for _, count in union]).tolist()][:-1]
+@dataclass(frozen=True)
+class _Place:
+    """Where a matrix's neurons are among a head's columns."""
+
+    start: int
+    neurons: NDArray[np.int32]
+
+    @property
+    def count(self) -> int:
+        return len(self.neurons)
+
+    def of(self, wanted: NDArray[Any]) -> NDArray[np.intp]:
+        """The columns of neurons that are among them."""
+        order = np.argsort(self.neurons)
+        return self.start + order[np.searchsorted(self.neurons, wanted, sorter=order)]
+
+
+def _places(columns: list[tuple[Feature, NDArray[np.int32]]]) -> dict[Feature, _Place]:
+    starts = np.cumsum([0, *(len(neurons) for _, neurons in columns)]).tolist()
+    return {f: _Place(start, neurons) for start, (f, neurons) in zip(starts, columns, strict=False)}
+
+
+def _stack_again(reader: Reader, inputs: Inputs, found: Found, part: Part) -> Linear:
+    """The stack among a head's parts, fitted to the rows that the head is fitted to."""
+    assert found.best.linear is not None
+    if found.refit == (found.evidence.what == "out-of-fold"):  # it was
+        return found.best.linear
+    again = stacks(reader, inputs, whole=found.refit, depths=[part.choice.depth])[0]
+    return again.linear or found.best.linear
 
 
 def fit_hidden(reader: Reader, inputs: Inputs, found: Found) -> tuple[Found, Weights]:
