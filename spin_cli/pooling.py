@@ -70,8 +70,8 @@ def pool(
     gradient passes.
     """
     runs = equal_runs(spans)
+    bounds = None if bounds is None else bounds.to(states.device)  # of several GPUs
     if bounds is not None and len(runs) * RUN_BYTES > states.nbytes:
-        bounds = bounds.to(states.device)
         return {pooling: _pool_masked(states, bounds, pooling).float() for pooling in poolings}
     parts = [(states[start:stop, slice(*span)], slice(start, stop)) for start, stop, span in runs]
     found = {}
@@ -80,13 +80,15 @@ def pool(
         pooled = states.new_empty((len(spans), states.shape[2]), dtype=dtype)
         for part, rows in parts:
             _pool_run(part, pooling, pooled[rows])
+        if pooling is Pooling.MEAN:  # once, not for every run
+            pooled.div_(_counts(spans, bounds, pooled.device))
         found[pooling] = pooled.float()
     return found
 
 
 def _pool_run(states: torch.Tensor, pooling: Pooling, out: torch.Tensor) -> None:
     if pooling is Pooling.MEAN:
-        torch.mean(states, 1, dtype=torch.float32, out=out)
+        torch.sum(states, 1, dtype=torch.float32, out=out)
     elif pooling is Pooling.MAX:
         torch.amax(states, 1, out=out)
     else:
@@ -103,3 +105,12 @@ def _pool_masked(states: torch.Tensor, bounds: torch.Tensor, pooling: Pooling) -
     if pooling is Pooling.MAX:
         return states.masked_fill(left_out, -torch.inf).amax(1)
     return states.masked_fill(left_out, 0.0).sum(1, dtype=torch.float32) / (stop - start)
+
+
+def _counts(
+    spans: Sequence[Span], bounds: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    """Positions that count in each text, (B, 1)."""
+    if bounds is not None:
+        return bounds[:, 1:] - bounds[:, :1]
+    return torch.tensor([[stop - start] for start, stop in spans], device=device)
