@@ -22,6 +22,7 @@ from spin_cli.config import DEFAULT_ETAS, SelectConfig, TrainConfig
 from spin_cli.metrics import score_function
 from spin_cli.probe import standardise
 from spin_cli.probe.reference import fit_reference
+from spin_cli.samples import read_samples
 
 PLAIN = TrainConfig(cv=0, masks_only=True)
 """Choices on val rows alone: many heads are trained, and only they are compared. What is asked is
@@ -131,7 +132,7 @@ def _majority(work: Work, y: list[str]) -> dict[str, Any]:
 def standardisation(work: Work) -> Points:
     """The paper's recipe on raw and on standardised columns: hidden states, mean pooling."""
     manifest = artifacts.read_manifest(work.activations(), "activations")
-    samples = activations.read_samples(work.activations())
+    samples = read_samples(work.activations())
     y = np.array([manifest["classes"].index(label) for label in samples.labels])
     train, val, test = (samples.rows(split) for split in ("train", "val", "test"))
     features = [

@@ -17,8 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.scoring import Clock, judge
 from benchmarks.sets import read_splits
 from spin_cli import activations, artifacts
-from spin_cli.activations import Feature, Samples
+from spin_cli.activations import Feature
 from spin_cli.choices import Metric, Site, StorageDtype
+from spin_cli.samples import Samples, read_samples
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C on standardised features."""
@@ -80,7 +81,7 @@ def last_features(manifest: dict[str, Any]) -> list[Feature]:
 def last_layer(source: Path, metric: Metric) -> dict[str, Any]:
     """The paper's *Base*: logistic regression on the last layer, its best pooling."""
     manifest = artifacts.read_manifest(source, "activations")
-    samples = activations.read_samples(source)
+    samples = read_samples(source)
     clock, found = Clock(), []
     y, n_train, seen, test = arranged(samples, manifest["classes"])
     pipe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))

@@ -36,6 +36,7 @@ from spin_cli import activations, artifacts, atomic, extraction, prediction, sel
 from spin_cli.choices import Pooling, Solver  # noqa: E402
 from spin_cli.config import ModelConfig, PredictConfig, SelectConfig, TrainConfig  # noqa: E402
 from spin_cli.probe import standardise  # noqa: E402
+from spin_cli.samples import read_samples  # noqa: E402
 
 MODEL = "bundled:minilm"
 EPOCHS = 3
@@ -104,7 +105,7 @@ def bench_select(table: Rows, work: Work, folder: Path) -> float:
 def train_matrices(source: Path) -> Iterator[tuple[activations.Feature, np.ndarray, np.ndarray]]:
     """Every feature with its standardised train rows, and their codes."""
     manifest = artifacts.read_manifest(source, "activations")
-    samples = activations.read_samples(source)
+    samples = read_samples(source)
     rows = samples.rows("train")
     y = np.array([manifest["classes"].index(label) for label in samples.labels[rows]])
     for feature in activations.features_of(manifest):

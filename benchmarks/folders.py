@@ -14,6 +14,7 @@ from spin_cli.activations import Feature
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import SPLITS, DataConfig, ModelConfig
 from spin_cli.dataset.splits import pick_val, sort_labels
+from spin_cli.samples import SAMPLES, write_samples
 
 
 def source_texts(manifest: dict[str, Any]) -> list[str]:
@@ -124,8 +125,8 @@ def write_activations(
                 values = matrix(feature).astype(np.float32, copy=False)
                 writer.write(feature, 0, activations.to_disk(values, dtype))
             writer.sync()
-        activations.write_samples(
-            folder / activations.SAMPLES,
+        write_samples(
+            folder / SAMPLES,
             ids=map(str, range(rows)),
             labels=codes,
             classes=classes,

@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 from spin_cli.config import SelectConfig  # noqa: E402
 from spin_cli.probe import fit, fit_path, standardise  # noqa: E402
 from spin_cli.probe.reference import fit_reference  # noqa: E402
+from spin_cli.samples import SAMPLES, write_samples  # noqa: E402
 
 
 def make_features(data: Path, folder: Path, rows: int) -> None:
@@ -150,8 +151,8 @@ def make_random(folder: Path, rows: int, layers: int, widths: dict[str, int]) ->
                     block[:, :20] += 0.1 * sign[start:stop, None]
                     writer.write(feature, start, block.half().cpu().numpy())
             writer.sync()
-        activations.write_samples(
-            partial / activations.SAMPLES,
+        write_samples(
+            partial / SAMPLES,
             ids=(str(row) for row in range(rows)),
             labels=labels.astype(np.int32),
             classes=["no", "yes"],

@@ -24,9 +24,10 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 from spin_cli import artifacts, metrics  # noqa: E402
-from spin_cli.activations import features_of, read_samples  # noqa: E402
+from spin_cli.activations import features_of  # noqa: E402
 from spin_cli.choices import Metric, StorageDtype  # noqa: E402
 from spin_cli.config import CV_VAL_ROWS  # noqa: E402
+from spin_cli.samples import read_samples  # noqa: E402
 from spin_cli.training import baselines  # noqa: E402
 from spin_cli.training.duplicates import near_duplicates  # noqa: E402
 from spin_cli.training.pick import Judged, best_of  # noqa: E402

@@ -9,9 +9,8 @@ at every moment, a kill loses at most the rows in flight, and rewriting them giv
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,14 +19,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_cli import artifacts
 from spin_cli.choices import Pooling, Site, StorageDtype
-from spin_cli.config import SPLITS
 from spin_cli.errors import ArtifactError
 
-SAMPLES = "samples.h5"
 CHUNK_BYTES = 2**18
-STRING_ROWS = 8192
-"""Rows of strings that are written at once."""
 DISK_DTYPES: dict[StorageDtype, np.dtype[Any]] = {
     StorageDtype.FLOAT16: np.dtype("<f2"),
     StorageDtype.FLOAT32: np.dtype("<f4"),
@@ -222,149 +218,7 @@ def _write_all(descriptor: int, data: memoryview, place: int) -> None:
         data, place = data[written:], place + written
 
 
-def write_samples(
-    path: Path,
-    *,
-    ids: Iterable[str],
-    labels: NDArray[Any],
-    classes: Sequence[str],
-    separator: str | None = None,
-    splits: NDArray[np.uint8],
-    n_tokens: NDArray[np.int32],
-    truncated: NDArray[np.bool_],
-) -> None:
-    """Write what is known of each row; row *i* here is row *i* in every layer file.
-
-    Strings are written block by block, so *ids* may be a stream of any length.
-
-    Parameters
-    ----------
-    labels : (N,) index into *classes*; or, with a *separator*, (N, L), 1 where a label applies
-        An indicator becomes the dataset ``labels`` (uint8, attribute ``names``), beside the text
-        of ``label``, in which names are joined.
-    """
-    text = h5py.string_dtype("utf-8")
-    count = len(labels)
-    blocks = [slice(start, start + STRING_ROWS) for start in range(0, count, STRING_ROWS)]
-    stream = iter(ids)
-    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
-        columns = [file.create_dataset(name, (count,), text) for name in ("id", "label", "split")]
-        for rows in blocks:
-            columns[0][rows] = list(islice(stream, STRING_ROWS))
-            columns[1][rows] = _label_text(labels[rows], classes, separator)
-            columns[2][rows] = np.array(SPLITS, object)[splits[rows]]
-        file.create_dataset("n_tokens", data=n_tokens)
-        file.create_dataset("truncated", data=truncated)
-        if separator is not None:
-            several = file.create_dataset("labels", data=labels.astype(np.uint8))
-            several.attrs["names"] = np.array(classes, object)
-
-
-def _label_text(
-    labels: NDArray[Any], classes: Sequence[str], separator: str | None
-) -> NDArray[np.object_]:
-    names = np.array(classes, object)
-    if separator is None:
-        return np.asarray(names[labels])
-    return np.array([separator.join(names[row > 0]) for row in labels], object)
-
-
 # -- reading ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is known of each row."""
-
-    ids: NDArray[np.object_]
-    labels: NDArray[np.object_]
-    splits: NDArray[np.object_]
-    n_tokens: NDArray[np.int32]
-    truncated: NDArray[np.bool_]
-    indicator: NDArray[np.uint8] | None = None
-    """(N, L), 1 where a label applies, if rows have any number of them."""
-
-    def rows(self, split: str) -> NDArray[np.intp]:
-        """Row numbers of a split."""
-        return np.flatnonzero(self.splits == split)
-
-
-def _open(path: Path) -> Any:
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing") from error
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: not a readable HDF5 file (truncated or foreign)",
-            hint="Make the activations again: spin extract … --force",
-        ) from error
-
-
-def read_samples(folder: Path) -> Samples:
-    """Read ``samples.h5``; `ArtifactError` where it is not what spin writes."""
-    path = folder / SAMPLES
-    with _open(path) as file:
-        try:
-            text = {name: _read_text(file[name]) for name in ("label", "split")}
-            ids = file["id"].asstr()[:]
-            samples = Samples(
-                ids, text["label"], text["split"], file["n_tokens"][:], file["truncated"][:],
-                file["labels"][:] if "labels" in file else None,
-            )  # fmt: skip
-        except (KeyError, TypeError, OSError, UnicodeDecodeError, AttributeError) as error:
-            raise ArtifactError(f"{path}: not the samples file of spin ({error})") from error
-    lengths = {len(samples.ids), len(samples.labels), len(samples.splits), len(samples.n_tokens)}
-    if len(lengths) != 1 or not set(samples.splits) <= set(SPLITS):
-        raise ArtifactError(f"{path}: its columns do not agree")
-    return samples
-
-
-def _read_text(column: Any) -> NDArray[np.object_]:
-    """A column of strings, equal ones as one object: most rows share a label and a split."""
-    found = np.empty(column.shape, object)
-    known: dict[str, str] = {}
-    for start in range(0, len(column), STRING_ROWS):
-        part = column.asstr()[start : start + STRING_ROWS]
-        found[start : start + STRING_ROWS] = [known.setdefault(text, text) for text in part]
-    return found
-
-
-def separator_of(manifest: dict[str, Any]) -> str | None:
-    """What stands between the labels of a row, by an activations manifest; None: one label."""
-    found = manifest["request"]["options"]["data"].get("label_separator")
-    return None if found is None else str(found)
-
-
-def read_targets(folder: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArray[np.int64]]:
-    """The samples of an activations folder, and what is to be learned.
-
-    Returns
-    -------
-    Samples
-    array, (N,) class codes, or (N, L), 1 where a label applies
-
-    Raises
-    ------
-    ArtifactError
-        The samples are not those that the manifest tells of.
-    """
-    samples = read_samples(folder)
-    wrong = ArtifactError(f"{folder / SAMPLES}: does not agree with the manifest")
-    classes = manifest["classes"]
-    if len(samples.labels) != manifest["counts"]["rows"]:
-        raise wrong
-    if separator_of(manifest) is None:
-        codes_of = {name: code for code, name in enumerate(classes)}
-        if not set(samples.labels) <= set(codes_of):
-            raise wrong
-        return samples, np.array([codes_of[label] for label in samples.labels], np.int64)
-    found = samples.indicator
-    if found is None or found.shape != (len(samples.labels), len(classes)):
-        raise wrong
-    if found.dtype != np.uint8 or found.max(initial=0) > 1:
-        raise wrong
-    return samples, found.astype(np.int64)
 
 
 def read_matrix(
@@ -382,7 +236,7 @@ def read_matrix(
         The dataset is missing, of another shape or dtype, or holds NaN or infinity.
     """
     path = folder / feature.file
-    with _open(path) as file:
+    with artifacts.open_hdf5(path) as file:
         try:
             dataset = file[feature.dataset]
             right = dataset.shape[1] == feature.width and dataset.shape[0] >= start + rows

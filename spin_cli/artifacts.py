@@ -204,3 +204,18 @@ def differing_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
                 names += differing_fields(old.get(key), new.get(key), f"{prefix}{key}.")
         return names
     return [] if old == new else [prefix.rstrip(".")]
+
+
+def open_hdf5(path: Path) -> Any:
+    """An activations folder's HDF5 file, to read; `ArtifactError` where it is none."""
+    import h5py  # `predict` does without
+
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: missing") from error
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: not a readable HDF5 file (truncated or foreign)",
+            hint="Make the activations again: spin extract … --force",
+        ) from error

@@ -17,6 +17,7 @@ from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import SelectConfig
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import load_head
+from spin_cli.samples import read_samples, write_samples
 from spin_cli.training.ablation import AblateConfig, ablate
 from spin_cli.verification import verify
 
@@ -39,7 +40,7 @@ def planted(tmp_path_factory) -> Path:
             activations.create_layer(partial / feature.file, [feature], rows, StorageDtype.FLOAT32)
             with activations.RowWriter(partial, [feature]) as writer:
                 writer.write(feature, 0, X)
-        activations.write_samples(
+        write_samples(
             partial / "samples.h5",
             ids=map(str, range(rows)),
             labels=labels.astype(np.int32),
@@ -102,7 +103,7 @@ def test_mean_ablation_is_that_of_a_plain_loop(tiny_run):
     report = json.loads((run / "head/metrics.json").read_text())
     head = load_head(run / "head")
     manifest = artifacts.read_manifest(run / "activations")
-    samples = activations.read_samples(run / "activations")
+    samples = read_samples(run / "activations")
     by_key = {(f.layer, f.site, f.pooling): f for f in activations.features_of(manifest)}
     X = np.hstack(
         [

@@ -37,6 +37,7 @@ from spin_cli import activations, selection, training
 from spin_cli.activations import Feature
 from spin_cli.choices import Metric, Pooling, Site, StorageDtype
 from spin_cli.config import ModelConfig, SelectConfig, TrainConfig
+from spin_cli.samples import read_samples
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -170,7 +171,7 @@ def test_derived_activations_are_those_of_the_same_texts(tmp_path, source):
     derived = folders.derive(target, tmp_path / "derived", data, [Pooling.MEAN])
     matrix = activations.read_matrix(derived, FEATURES[0], 150, StorageDtype.FLOAT16)
     assert np.array_equal(matrix, values[FEATURES[0]][order])
-    samples = activations.read_samples(derived)
+    samples = read_samples(derived)
     assert list(samples.labels) == [rows[i][1] for i in order]
     assert {s: len(samples.rows(s)) for s in parts} == {"train": 90, "val": 20, "test": 40}
     # The stages take it for one of their own.

@@ -27,6 +27,7 @@ from spin_cli.config import (
 )
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.extraction import planning
+from spin_cli.samples import read_samples
 from spin_cli.training import contest
 from spin_cli.training.pick import best_of
 
@@ -118,7 +119,7 @@ def test_data_that_change_during_a_run_are_noticed(data, tmp_path):
 
 
 def test_rows_are_in_the_order_of_the_files(data, whole):
-    samples = activations.read_samples(whole / "activations")
+    samples = read_samples(whole / "activations")
     assert samples.ids[0] == "train-0" and samples.ids[-1] == "test-59"
     assert samples.splits.tolist() == ["train"] * 160 + ["val"] * 60 + ["test"] * 60
     predictor = prediction.open_predictor(whole / "head", PredictConfig())
@@ -264,7 +265,7 @@ def test_out_of_fold_probabilities_are_written_and_are_those_that_were_scored(wh
     with (tmp_path / "oof.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["id", "label", "prob_negative", "prob_positive"]
-    samples = activations.read_samples(whole / "activations")
+    samples = read_samples(whole / "activations")
     kept = samples.splits != "test"
     assert [row["id"] for row in rows] == samples.ids[kept].tolist()
     assert [row["label"] for row in rows] == samples.labels[kept].tolist()

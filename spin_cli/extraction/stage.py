@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, artifacts, atomic, backbone, ranks, workers
+from spin_cli import artifacts, atomic, backbone, ranks, workers
 from spin_cli.activations import Feature, RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
@@ -32,6 +32,7 @@ from spin_cli.extraction.partial import NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import Blocks, compute_window, make_blocks
 from spin_cli.ranks import Ranks
+from spin_cli.samples import SAMPLES, write_samples
 
 
 def extract(
@@ -236,8 +237,8 @@ def complete(partial: Partial, log: dict[str, Any]) -> None:
         )
     plan.dataset.check_unchanged()
     lengths, overflows = partial.lengths(), partial.overflows()
-    activations.write_samples(
-        folder / activations.SAMPLES,
+    write_samples(
+        folder / SAMPLES,
         ids=(row.id for row in plan.dataset.rows()),
         labels=plan.dataset.codes,
         classes=plan.dataset.classes,

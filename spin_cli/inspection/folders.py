@@ -8,13 +8,14 @@ from typing import Any
 
 import h5py
 
-from spin_cli import activations, artifacts
+from spin_cli import artifacts
 from spin_cli.config import Progress, quiet
 from spin_cli.errors import ArtifactError
 from spin_cli.head import CONFIG, METRICS, load_head
 from spin_cli.inspection.overlap import overlaps
 from spin_cli.inspection.statistics import MASSIVE, RATIO, summarise_all
 from spin_cli.inspection.tree import hdf5_tree, tensors
+from spin_cli.samples import separator_of
 
 SAMPLE_ROWS = 2048
 OVERLAP_ETA = 0.8
@@ -116,7 +117,7 @@ def _activations(
 ) -> dict[str, Any]:
     statistics = summarise_all(path, manifest, rows, progress)
     return {
-        "multi_label": activations.separator_of(manifest) is not None,
+        "multi_label": separator_of(manifest) is not None,
         "model": manifest["request"]["model"],
         "data": manifest["request"]["data"],
         "features": manifest["features"],

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import activations, artifacts
-from spin_cli.activations import Feature, Samples
+from spin_cli.activations import Feature
 from spin_cli.choices import Metric, Pooling, StorageDtype
 from spin_cli.config import DataConfig, from_plain
 from spin_cli.dataset import reread
 from spin_cli.errors import ArtifactError, SpinError
 from spin_cli.head import METRICS, Head, HeadFeature, load_head
 from spin_cli.reports.drawing import plain
+from spin_cli.samples import Samples, read_samples, read_targets
 from spin_cli.selection import SCORES
 from spin_cli.training.table import Choice
 
@@ -143,7 +144,7 @@ class Run:
     @cached_property
     def samples(self) -> Samples:
         """What is known of each row."""
-        return activations.read_samples(self.activations().folder)
+        return read_samples(self.activations().folder)
 
     @cached_property
     def codes(self) -> NDArray[np.int64]:
@@ -151,7 +152,7 @@ class Run:
         source = self.activations()
         if list(self.head.classes) != source.manifest["classes"]:
             raise ArtifactError(f"{source.folder}: its classes are not those of the head")
-        _, codes = activations.read_targets(source.folder, source.manifest)
+        _, codes = read_targets(source.folder, source.manifest)
         if (codes.ndim == 2) != self.multi_label:
             raise ArtifactError(f"{source.folder}: of one label a text, or the head is not")
         return codes

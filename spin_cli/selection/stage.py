@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from spin_cli import activations, artifacts, atomic, metrics, probe, ranks
-from spin_cli.activations import DISK_DTYPES, Feature, Samples
+from spin_cli.activations import DISK_DTYPES, Feature
 from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import Progress, SelectConfig, quiet
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.probe import Blocks, Ranking
 from spin_cli.ranks import Ranks
+from spin_cli.samples import Samples, read_targets
 from spin_cli.selection import files, memory, parts, placing
 
 DEVICE_THREADS = 2
@@ -131,7 +132,7 @@ def read_labels(source: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArra
     DataError
         No validation rows.
     """
-    samples, codes = activations.read_targets(source, manifest)
+    samples, codes = read_targets(source, manifest)
     if not len(samples.rows("val")):
         raise DataError(
             f"{source}: no validation rows, and every choice is made on them",

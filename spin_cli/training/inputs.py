@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import artifacts
-from spin_cli.activations import Feature, features_of, read_targets
+from spin_cli.activations import Feature, features_of
 from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import TrainConfig
+from spin_cli.samples import read_targets
 from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.search import Split

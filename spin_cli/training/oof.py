@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import atomic
-from spin_cli.activations import read_samples
+from spin_cli.samples import read_samples
 from spin_cli.training.inputs import Inputs
 
 

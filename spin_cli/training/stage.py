@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import artifacts, atomic, probe
-from spin_cli.activations import Feature, separator_of
+from spin_cli.activations import Feature
 from spin_cli.choices import HeadKind
 from spin_cli.config import CV_FOLDS, Progress, TrainConfig, quiet
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
+from spin_cli.samples import separator_of
 from spin_cli.training.blend import mean_probs
 from spin_cli.training.calibration import (
     Evidence,

@@ -18,6 +18,7 @@ from spin_cli.activations import Feature
 from spin_cli.choices import Control, Metric, Solver, StorageDtype
 from spin_cli.errors import ArtifactError
 from spin_cli.head import METRICS, load_head
+from spin_cli.samples import Samples, read_targets
 
 PROBES = 3
 """Probes of a selection that are looked at."""
@@ -47,7 +48,7 @@ class Source:
     features: tuple[Feature, ...]
     dtype: StorageDtype
     classes: list[str]
-    samples: activations.Samples
+    samples: Samples
     codes: NDArray[np.int64]
     """(N,), or (N, L), 1 where a label applies."""
 
@@ -81,7 +82,7 @@ def recompute(folder: Path, manifest: dict[str, Any], seed: int) -> Check:
 
 
 def _source(folder: Path, manifest: dict[str, Any]) -> Source:
-    samples, codes = activations.read_targets(folder, manifest)
+    samples, codes = read_targets(folder, manifest)
     classes = list(manifest["classes"])
     dtype = StorageDtype(manifest["storage_dtype"])
     return Source(folder, activations.features_of(manifest), dtype, classes, samples, codes)

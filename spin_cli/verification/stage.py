@@ -25,6 +25,7 @@ from spin_cli.config import DataConfig, ModelConfig, from_plain
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
 from spin_cli.head import load_head
+from spin_cli.samples import read_samples
 from spin_cli.verification.recomputing import Check, recompute
 
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
@@ -155,7 +156,7 @@ def _check_content(
 def _check_shapes(folder: Path, manifest: dict[str, Any], features: Sequence[Feature]) -> str:
     count = manifest["counts"]["rows"]
     dtype = StorageDtype(manifest["storage_dtype"])
-    samples = activations.read_samples(folder)
+    samples = read_samples(folder)
     if len(samples.ids) != count:
         raise ArtifactError(f"{folder}: {len(samples.ids)} samples, the manifest says {count}")
     for feature in features:
