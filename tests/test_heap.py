@@ -1,5 +1,7 @@
+import gc
 import os
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -60,3 +62,19 @@ def test_large_tensors_ask_for_huge_pages_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv(heap.HUGE_PAGES, "0")
     heap.settle()
     assert os.environ[heap.HUGE_PAGES] == "0"
+
+
+def test_what_is_there_is_left_out_of_the_search_for_garbage_for_a_while():
+    class Node:
+        pass
+
+    before = gc.get_freeze_count()
+    with pytest.raises(KeyError), heap.frozen():
+        assert gc.get_freeze_count() > before
+        node = Node()
+        node.itself, gone = node, weakref.ref(node)
+        del node
+        gc.collect()
+        assert gone() is None  # what is new is still looked through
+        raise KeyError
+    assert gc.get_freeze_count() == 0
