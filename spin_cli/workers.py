@@ -60,23 +60,24 @@ def side_by_side(
 def in_order(waiting: int) -> Iterator[Callable[[Callable[[], None]], None]]:
     """A function that has tasks called on one thread, in the order in which they are given.
 
-    What a task raises is raised by a later call or at the end, and no task is called after it.
+    What a task raises is raised by a later call or at the end, and no task is called after it; it
+    comes before what the body raises, but for an interrupt. Tasks given before the body ended so
+    are still called.
 
     Parameters
     ----------
     waiting : tasks that may be left when the function returns
     """
     left: deque[Future[None]] = deque()
-    failed = False
+    failures: list[BaseException] = []
 
     def call(task: Callable[[], None]) -> None:
-        nonlocal failed
-        if failed:
+        if failures:
             return
         try:
             task()
-        except BaseException:
-            failed = True
+        except BaseException as error:
+            failures.append(error)
             raise
 
     def wait(most: int) -> None:
@@ -88,5 +89,10 @@ def in_order(waiting: int) -> Iterator[Callable[[Callable[[], None]], None]]:
         wait(waiting)
 
     with ThreadPoolExecutor(1) as pool:
-        yield give
-        wait(0)
+        try:
+            yield give
+            wait(0)
+        except Exception as error:
+            if failures and failures[0] is not error:
+                raise failures[0] from error
+            raise

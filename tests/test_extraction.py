@@ -207,16 +207,21 @@ def test_batches_stored_while_the_next_are_read_give_the_same_files(
 ):
     """What a GPU does, on the CPU: a thread stores, two windows are in memory."""
     threads = set()
-    write = extraction.stage.RowWriter.write
+    write, ready = extraction.stage.RowWriter.write, extraction.stage.Room.ready
+
+    def slowly(*args):
+        time.sleep(0.02)  # a block that were filled anew too early would be written so
+        write(*args)
 
     def watched(*args):
         threads.add(threading.get_ident())
-        write(*args)
+        ready(*args)
 
     monkeypatch.setattr(extraction.stage, "_storing", lambda _: workers.in_order(waiting=2))
     monkeypatch.setattr(extraction.Plan, "rooms", 2)
     monkeypatch.setattr(gathering, "STORED_AT_ONCE", ())
-    monkeypatch.setattr(extraction.stage.RowWriter, "write", watched)
+    monkeypatch.setattr(extraction.stage.RowWriter, "write", slowly)
+    monkeypatch.setattr(extraction.stage.Room, "ready", watched)
     small_windows.run_loaded(data, tmp_path / "later")
     assert len(threads) == 1
     assert threading.get_ident() not in threads

@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sk
 
 from spin_cli import activations, mask, metrics
-from spin_cli.backbone import to_disk
+from spin_cli.backbone.gathering import DTYPES, bits
 from spin_cli.choices import Pooling, StorageDtype
 from spin_cli.pooling import pool
 
@@ -82,10 +82,10 @@ def test_bfloat16_is_stored_with_the_bits_that_torch_gives():
     values = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * 1e3
     values[:4] = [1.00390625, 1.01171875, -0.0, 3e38]  # ties, a signed zero, near the largest
     for dtype in StorageDtype:
-        found = to_disk(torch.from_numpy(values), dtype).numpy()
+        found = bits(torch.from_numpy(values).to(DTYPES[dtype]))
         assert np.array_equal(found, activations.to_disk(values, dtype))
-    bits = activations.to_disk(values, StorageDtype.BFLOAT16)
+    stored = activations.to_disk(values, StorageDtype.BFLOAT16)
     expected = torch.from_numpy(values).to(torch.bfloat16)
-    assert np.array_equal(bits.view(np.int16), expected.view(torch.int16).numpy())
-    back = activations.from_disk(bits, StorageDtype.BFLOAT16)
+    assert np.array_equal(stored.view(np.int16), expected.view(torch.int16).numpy())
+    back = activations.from_disk(stored, StorageDtype.BFLOAT16)
     assert np.array_equal(back, expected.float().numpy())

@@ -30,6 +30,7 @@ from spin_cli.extraction import planning
 from spin_cli.samples import read_samples
 from spin_cli.training import contest
 from spin_cli.training.pick import best_of
+from spin_cli.verification import verify
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 CONFIG = ExtractConfig(DataConfig(), ModelConfig("bundled:minilm"), layers="0-2")
@@ -240,13 +241,16 @@ def test_a_head_with_hidden_units_predicts_what_train_measured(data, whole, tmp_
 
 
 @pytest.mark.parametrize("refit", [False, True])
-def test_a_stack_predicts_what_train_measured(data, whole, tmp_path, monkeypatch, refit):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_stack_predicts_what_train_measured(data, whole, tmp_path, monkeypatch, refit, mixed):
+    """Alone, and averaged with heads on masked neurons."""
+
     def deepest_stack(judged, y, metric):
-        stacks = [item for item in judged if item.linear is not None]
+        stacks = [j for j in judged if j.linear is not None and (len(j.parts) > 1) == mixed]
         return stacks[-1] if stacks else best_of(judged, y, metric)
 
     monkeypatch.setattr(contest, "best_of", deepest_stack)
-    config = TrainConfig(cv=0, refit=refit)
+    config = TrainConfig(cv=0, refit=refit, oof=tmp_path / "oof.csv")
     report = training.train(whole / "selection", tmp_path / "head", config)["metrics"]
     predictor = prediction.open_predictor(tmp_path / "head", PredictConfig())
     assert predictor.head.neurons == report["chosen"]["neurons"]
@@ -256,6 +260,14 @@ def test_a_stack_predicts_what_train_measured(data, whole, tmp_path, monkeypatch
     codes = np.array([predictor.head.classes.index(row.label) for row in rows])
     measured = report["spin"]["test"]["log_loss"]
     assert metrics.log_loss(codes, probs) == pytest.approx(measured, abs=5e-3)
+    parts = report["chosen"].get("parts", [])
+    assert [part.get("matrices", 0) > 1 for part in parts][:2] == ([True, False] if mixed else [])
+    assert ("50% both" in (tmp_path / "head" / "README.md").read_text()) == mixed
+    with (tmp_path / "oof.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = [(float(row["prob_positive"]) > 0.5) == (row["label"] == "positive") for row in rows]
+    assert np.mean(right) > 0.6
+    assert all(check.ok for check in verify(tmp_path / "head"))
 
 
 def test_out_of_fold_probabilities_are_written_and_are_those_that_were_scored(whole, tmp_path):

@@ -445,7 +445,7 @@ def test_a_blend_becomes_one_linear_head_on_the_union_of_neurons(tmp_path):
     count = reader.count(small, large)
     assert count == reader.count(large) > reader.count(small)
     found = Found(Judged(parts, count, np.empty(0)), [], [], None, False)
-    weights = stage.fit_final(reader, inputs, found)
+    _, weights = stage.fit_final(reader, inputs, found)
     z = reader.gather(small, large).astype(np.float64) @ weights.weight.T + weights.bias
     expected = 0.0
     for part in parts:
@@ -480,7 +480,7 @@ def test_a_stack_and_masks_become_one_linear_head(tmp_path):
             mixed.probs, mean_probs([stacked.probs, alone.probs], [0.5, 0.5]), atol=1e-12
         )
         evidence = SimpleNamespace(what="out-of-fold")
-        weights = stage.fit_final(reader, inputs, Found(mixed, [], [], evidence, True))
+        _, weights = stage.fit_final(reader, inputs, Found(mixed, [], [], evidence, True))
         z = mixed.gather(reader).astype(np.float64) @ weights.weight.T + weights.bias
         everything = replace(split, train=np.arange(len(codes)))
         (one,) = search.walk_strengths(reader.gather(choice), everything, [0.1], 1e-6)

@@ -74,3 +74,17 @@ def test_no_task_is_called_after_one_that_failed():
         later(fail)
         done.append(3)
     assert done == [1]
+
+
+def test_what_a_task_raised_is_not_lost_where_the_body_fails_too():
+    def fail() -> None:
+        raise OSError(28, "disk full")
+
+    with pytest.raises(OSError, match="disk full") as caught, in_order(waiting=5) as later:
+        later(fail)
+        time.sleep(0.05)
+        raise ValueError("body")
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(KeyboardInterrupt), in_order(waiting=5) as later:
+        later(fail)
+        raise KeyboardInterrupt

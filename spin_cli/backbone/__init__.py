@@ -1,7 +1,7 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
 from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refuse_parts
-from spin_cli.backbone.gathering import Later, MemoryWarning, at_once, gather, to_disk
+from spin_cli.backbone.gathering import Later, MemoryWarning, at_once, gather
 from spin_cli.backbone.layout import Layout, Stack, summarise
 from spin_cli.backbone.loading import Backbone, identify, load
 from spin_cli.backbone.placing import choose_device
@@ -28,5 +28,4 @@ __all__ = [
     "refuse_parts",
     "run_states",
     "summarise",
-    "to_disk",
 ]

@@ -125,7 +125,7 @@ def _gather_parts(
 
     def store() -> None:
         for key, vectors in joined.pooled():
-            out.store(*key, rows, to_disk(torch.from_numpy(vectors), out.dtype).numpy())
+            out.store(*key, rows, bits(torch.from_numpy(vectors).to(DTYPES[out.dtype])))
 
     out.later(store)
 
@@ -214,11 +214,11 @@ def _run(
     together = device.type == "cuda" and backbone.options.device_map is None
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
-        vectors = to_disk(vectors, out.dtype)
+        vectors = vectors.to(DTYPES[out.dtype])
         if wait:
             found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
         else:
-            out.store(layer, site, pooling, rows, vectors.numpy())
+            out.store(layer, site, pooling, rows, bits(vectors.cpu()))
 
     spans = [(part.start, part.stop) for part in parts]
     read(backbone, [part.ids for part in parts], wanted, keep, spans=spans)
@@ -228,7 +228,7 @@ def _run(
         if copied is not None:
             copied.synchronize()
         for key, vectors in found:
-            out.store(*key, rows, vectors.numpy())
+            out.store(*key, rows, bits(vectors))
 
     return store
 
@@ -240,13 +240,11 @@ def _record(device: torch.device) -> torch.cuda.Event:
     return event
 
 
-def to_disk(vectors: torch.Tensor, dtype: StorageDtype) -> torch.Tensor:
-    """Round float32 vectors to *dtype*, on their device; of bfloat16 the bits, as uint16.
-
-    As `activations.to_disk`, bit for bit.
-    """
-    rounded = vectors.to(DTYPES[dtype])
-    return rounded.view(torch.uint16) if dtype is StorageDtype.BFLOAT16 else rounded
+def bits(vectors: torch.Tensor) -> NDArray[Any]:
+    """Vectors in main memory as an array; of bfloat16, which numpy lacks, the bits as uint16."""
+    if vectors.dtype is torch.bfloat16:
+        return np.asarray(vectors.view(torch.int16).numpy().view(np.uint16))
+    return np.asarray(vectors.numpy())
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -47,7 +47,7 @@ class Judged:
     """A candidate head and its probabilities on the rows that it is judged by."""
 
     parts: tuple[Part, ...]
-    """One, or several for a blend, the largest share first."""
+    """One, or several whose logits are averaged, a stack or the largest share first."""
     neurons: int
     """Read by all parts together."""
     probs: NDArray[np.float64]
@@ -87,7 +87,13 @@ class Judged:
         """The values of `columns`, (rows, n)."""
         if self.linear is None:
             return reader.gather(*self.choices)
-        return np.hstack([reader.whole(f)[:, neurons] for f, neurons in self.columns(reader)])
+        whole = self.linear.features
+        return np.hstack(
+            [
+                reader.whole(f) if f in whole else np.take(reader.whole(f), neurons, axis=1)
+                for f, neurons in self.columns(reader)
+            ]
+        )
 
 
 def score(metric: Metric, y: NDArray[np.int64], probs: NDArray[np.float64]) -> float:

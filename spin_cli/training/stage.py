@@ -34,7 +34,7 @@ from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import Inputs, make_reader, read_inputs
 from spin_cli.training.mlp import fit_final_mlp
 from spin_cli.training.oof import write_oof
-from spin_cli.training.pick import Linear, Part
+from spin_cli.training.pick import Judged
 from spin_cli.training.report import Found, measure
 from spin_cli.training.search import (
     walk_strengths,
@@ -94,7 +94,7 @@ def train(
     if config.head is HeadKind.MLP:
         found, weights = fit_hidden(reader, inputs, found)
     else:
-        weights = fit_final(reader, inputs, found)
+        found, weights = fit_final(reader, inputs, found)
     notes = twins_note(inputs) if found.evidence.what == "val" else []
     head, scaling = build_head(reader, inputs, found, weights, notes)
     report = measure(source, inputs, found, head, scaling, notes)
@@ -160,19 +160,19 @@ def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     return {"parent": parent["fingerprint"], "options": options}
 
 
-def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
+def fit_final(reader: Reader, inputs: Inputs, found: Found) -> tuple[Found, Weights]:
     """The chosen head, solved to `FINAL_TOL`, on raw columns."""
     split = inputs.split
     if found.refit:
         split = replace(split, train=np.arange(len(split.codes)))
+    found = replace(found, best=_stack_again(reader, inputs, found))
     places = _places(found.best.columns(reader))
     total = np.zeros((split.outputs, sum(place.count for place in places.values())))
     bias = np.zeros(split.outputs)
     for part in found.best.parts:
-        if part.whole:
-            head = _stack_again(reader, inputs, found, part)
-            columns = [(f, np.arange(f.width, dtype=np.int32)) for f in head.features]
-            weight, intercept = head.weight, head.bias
+        if (stack := found.best.linear) is not None and part.whole:
+            columns = [(f, np.arange(f.width, dtype=np.int32)) for f in stack.features]
+            weight, intercept = stack.weight, stack.bias
         else:
             fitted = walk_strengths(reader.gather(part.choice), split, [part.strength], FINAL_TOL)
             weight, intercept = probe.fold_back(fitted[0].fit, fitted[0].standard)
@@ -180,7 +180,7 @@ def fit_final(reader: Reader, inputs: Inputs, found: Found) -> Weights:
         at = np.concatenate([places[feature].of(neurons) for feature, neurons in columns])
         total[:, at] += part.share * weight
         bias += part.share * intercept
-    return Weights(total.astype(np.float32), bias)
+    return found, Weights(total.astype(np.float32), bias)
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,15 @@ def _places(columns: list[tuple[Feature, NDArray[np.int32]]]) -> dict[Feature, _
     return {f: _Place(start, neurons) for start, (f, neurons) in zip(starts, columns, strict=False)}
 
 
-def _stack_again(reader: Reader, inputs: Inputs, found: Found, part: Part) -> Linear:
-    """The stack among a head's parts, fitted to the rows that the head is fitted to."""
-    assert found.best.linear is not None
-    if found.refit == (found.evidence.what == "out-of-fold"):  # it was
-        return found.best.linear
-    again = stacks(reader, inputs, whole=found.refit, depths=[part.choice.depth])[0]
-    return again.linear or found.best.linear
+def _stack_again(reader: Reader, inputs: Inputs, found: Found) -> Judged:
+    """The best head, its stack fitted to the rows that the head is fitted to."""
+    best = found.best
+    if best.linear is None or found.refit == (found.evidence.what == "out-of-fold"):  # it was
+        return best
+    depths = [part.choice.depth for part in best.parts if part.whole]
+    again = stacks(reader, inputs, whole=found.refit, depths=depths)[0]
+    best = replace(best, linear=again.linear)  # a matrix may be constant on fewer rows alone
+    return replace(best, neurons=best.size(reader))
 
 
 def fit_hidden(reader: Reader, inputs: Inputs, found: Found) -> tuple[Found, Weights]:
