@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from spin_cli.training.blend import blends, mean_probs, with_stacks
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.folds import Folds, fold_rows
+from spin_cli.training.inputs import leave_twins_out
 from spin_cli.training.nonnegative import fit_nonnegative
 from spin_cli.training.pick import Judged, Linear, Part, best_of, frontier
 from spin_cli.training.report import Found
@@ -240,15 +242,30 @@ def test_a_phrase_that_stands_in_every_text_joins_none():
     assert len(set(near_duplicates(texts))) > 40
 
 
-def test_val_rows_that_are_much_like_train_rows_are_told():
-    rows = {"train": np.arange(60), "val": np.arange(60, 100)}
+def test_val_rows_that_are_much_like_train_rows_are_told_and_left_out(monkeypatch):
+    @dataclass(frozen=True)
+    class Known:
+        groups: Any
+        codes: Any = field(default_factory=lambda: np.arange(100) % 2)
+        rows: Any = field(
+            default_factory=lambda: {"train": np.arange(60), "val": np.arange(60, 100)}
+        )
+
     groups = np.arange(100)
     groups[60:63] = [7, 7, 8]
-    (note,) = stage.twins_note(SimpleNamespace(groups=groups, rows=rows))
-    assert note.startswith("8% of the val rows")
+    known = Known(groups)
+    same, (note,) = leave_twins_out(known)
+    assert same is known  # 37 others are too few to choose by
+    assert note.startswith("8% of the val rows") and "too high" in note
+    monkeypatch.setattr("spin_cli.training.inputs.CV_VAL_ROWS", 37)
+    fewer, (note,) = leave_twins_out(known)
+    assert fewer.rows["val"].tolist() == list(range(63, 100))
+    assert fewer.rows["train"].tolist() == list(range(60))
+    assert "left out" in note and "other 37" in note
+    alike = replace(known, codes=np.r_[np.arange(63) % 2, np.ones(37, int)])
+    assert leave_twins_out(alike)[0] is alike  # no choice can be made by one class
     groups[60:62] = 60, 61
-    assert stage.twins_note(SimpleNamespace(groups=groups, rows=rows)) == []
-    assert stage.twins_note(SimpleNamespace(groups=None, rows=rows)) == []
+    assert leave_twins_out(Known(groups))[1] == leave_twins_out(Known(None))[1] == []
 
 
 @pytest.mark.parametrize("seed", [0, 1])

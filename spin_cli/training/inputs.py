@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from spin_cli import artifacts
 from spin_cli.activations import Feature, features_of
 from spin_cli.choices import Metric, StorageDtype
-from spin_cli.config import TrainConfig
+from spin_cli.config import CV_VAL_ROWS, TrainConfig
 from spin_cli.samples import read_targets
 from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.search import Split
 from spin_cli.training.table import MASKS, Reader, read_masks
+
+TWINS = 0.05
+"""Share of val rows with a near-duplicate in train from which on something is done about them."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,32 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
         metric=config.metric or Metric(selection["metric"]),
         config=config,
     )
+
+
+def leave_twins_out(inputs: Inputs) -> tuple[Inputs, list[str]]:
+    """Without the val rows that are much like train rows, where enough others are left.
+
+    By a text whose twin was trained on that head looks best which remembers best: on SST-2, whose
+    phrases overlap, heads chosen by all val rows were behind on whole sentences.
+
+    Returns
+    -------
+    The inputs, and what to say of them.
+    """
+    if inputs.groups is None:
+        return inputs, []
+    train, val = np.split(inputs.groups, [len(inputs.rows["train"])])
+    alone = ~np.isin(val, train)
+    share = float((~alone).mean())
+    if share < TWINS:
+        return inputs, []
+    said = f"{share:.0%} of the val rows have much of their wording in common with train rows"
+    if alone.sum() < CV_VAL_ROWS or len(np.unique(inputs.codes[inputs.rows["val"][alone]])) < 2:
+        return inputs, [
+            f"{said}, so that scores on val are too high: give a val file of other texts"
+        ]
+    kept = replace(inputs, rows=inputs.rows | {"val": inputs.rows["val"][alone]})
+    return kept, [f"{said} and were left out: all choices were made on the other {alone.sum():,}"]
 
 
 def make_reader(source: Path, inputs: Inputs, rows: NDArray[np.intp]) -> Reader:

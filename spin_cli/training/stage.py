@@ -29,9 +29,9 @@ from spin_cli.training.calibration import (
     fit_scaling,
 )
 from spin_cli.training.card import model_card
-from spin_cli.training.contest import search, stacks
+from spin_cli.training.contest import fold_count, search, stacks
 from spin_cli.training.folds import Folds
-from spin_cli.training.inputs import Inputs, make_reader, read_inputs
+from spin_cli.training.inputs import Inputs, leave_twins_out, make_reader, read_inputs
 from spin_cli.training.mlp import fit_final_mlp
 from spin_cli.training.oof import write_oof
 from spin_cli.training.pick import Judged
@@ -51,8 +51,6 @@ class Weights:
     hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
 
 
-TWINS = 0.05
-"""Share of val rows with a near-duplicate in train from which on a word is said."""
 FINAL_TOL = 1e-4
 """Gradient, relative to that at zero weights, to which the chosen head is solved."""
 
@@ -88,6 +86,7 @@ def train(
     inputs = read_inputs(source, selection, config)
     for name in ("id", "architecture"):  # of the model card: better missed now than after a search
         inputs.activations["request"]["model"][name]
+    inputs, notes = (inputs, []) if fold_count(inputs) else leave_twins_out(inputs)
     reader = make_reader(source, inputs, inputs.search_rows)
     found = search(reader, inputs, progress)
     oof = out_of_fold(reader, inputs, found) if config.oof else None
@@ -95,7 +94,6 @@ def train(
         found, weights = fit_hidden(reader, inputs, found)
     else:
         found, weights = fit_final(reader, inputs, found)
-    notes = twins_note(inputs) if found.evidence.what == "val" else []
     head, scaling = build_head(reader, inputs, found, weights, notes)
     report = measure(source, inputs, found, head, scaling, notes)
     with atomic.building(output, force=force) as folder:
@@ -136,20 +134,6 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
         for part in found.best.parts
     ]
     return mean_probs(probs, [part.share for part in found.best.parts], inputs.split.kind)
-
-
-def twins_note(inputs: Inputs) -> list[str]:
-    """A word on val rows that are too much like train rows to judge by."""
-    if inputs.groups is None:
-        return []
-    train, val = np.split(inputs.groups, [len(inputs.rows["train"])])
-    share = float(np.isin(val, train).mean())
-    if share < TWINS:
-        return []
-    return [
-        f"{share:.0%} of the val rows have much of their wording in common with train rows, so that"
-        " scores on val are too high: give a val file of other texts"
-    ]
 
 
 def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
