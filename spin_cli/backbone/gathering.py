@@ -62,8 +62,8 @@ def gather(
     store : called batch by batch
     done : called with the number of texts read so far
     dtype : format in which *store* is given vectors, as on the disk: of bfloat16 the bits, uint16
-    later : where batches of a GPU are stored, so that it need not wait until they are; all else is
-        stored at once
+    later : is given what stores a batch, to call it at once or on another thread while the next
+        batch runs; a CPU has stored most of it by then
 
     Raises
     ------
