@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import filecmp
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
-from spin_cli import backbone, metrics, probe
-from spin_cli.choices import Dtype, Metric, Pooling, Site
-from spin_cli.config import ModelConfig, SelectConfig
+from spin_cli import backbone, extraction, metrics, probe
+from spin_cli.choices import Dtype, Metric, Pooling, Site, StorageDtype
+from spin_cli.config import DataConfig, ExtractConfig, ModelConfig, SelectConfig
+from tests.helpers import write_csv
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +61,22 @@ def test_a_batch_too_large_for_the_device_is_halved():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert seen == set(range(512))
+
+
+def test_batches_stored_beside_the_next_ones_are_those_stored_at_once(tmp_path, monkeypatch):
+    """Many windows of many lengths, rounded on the device."""
+    rows = [("some words " * (1 + n * 7 % 40), "ab"[n % 2]) for n in range(400)]
+    data = write_csv(tmp_path / "texts.csv", rows)
+    config = ExtractConfig(
+        DataConfig(), ModelConfig("bundled:minilm", device="cuda", batch_tokens=1024),
+        storage_dtype=StorageDtype.BFLOAT16,
+    )  # fmt: skip
+    monkeypatch.setattr("spin_cli.extraction.planning.WINDOW_BYTES", 2**21)
+    extraction.extract(data, tmp_path / "beside", config)
+    monkeypatch.setattr(extraction.stage, "_storing", lambda _: nullcontext(backbone.at_once))
+    made = extraction.extract(data, tmp_path / "at_once", config)
+    for name in made["files"]:
+        assert filecmp.cmp(tmp_path / "beside" / name, tmp_path / "at_once" / name, shallow=False)
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
