@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sk
 
 from spin_cli import activations, mask, metrics
-from spin_cli.backbone.gathering import DTYPES, bits
+from spin_cli.backbone.gathering import STORED, bits
 from spin_cli.choices import Pooling, StorageDtype
 from spin_cli.pooling import pool
 
@@ -82,7 +82,7 @@ def test_bfloat16_is_stored_with_the_bits_that_torch_gives():
     values = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * 1e3
     values[:4] = [1.00390625, 1.01171875, -0.0, 3e38]  # ties, a signed zero, near the largest
     for dtype in StorageDtype:
-        found = bits(torch.from_numpy(values).to(DTYPES[dtype]))
+        found = bits(torch.from_numpy(values).to(STORED[dtype]))
         assert np.array_equal(found, activations.to_disk(values, dtype))
     stored = activations.to_disk(values, StorageDtype.BFLOAT16)
     expected = torch.from_numpy(values).to(torch.bfloat16)

@@ -26,11 +26,12 @@ Later = Callable[[Callable[[], None]], None]
 """Calls what it is given, at once or on another thread, in the order in which it was given."""
 STORED_AT_ONCE = ("cpu",)
 """Devices that do not go on while a vector is copied and stored."""
-DTYPES = {
+STORED = {
     StorageDtype.FLOAT16: torch.float16,
     StorageDtype.BFLOAT16: torch.bfloat16,
     StorageDtype.FLOAT32: torch.float32,
 }
+"""torch's name for each storage format; numpy, too, rounds to nearest, ties to even."""
 
 
 def at_once(task: Callable[[], None]) -> None:
@@ -125,7 +126,7 @@ def _gather_parts(
 
     def store() -> None:
         for key, vectors in joined.pooled():
-            out.store(*key, rows, bits(torch.from_numpy(vectors).to(DTYPES[out.dtype])))
+            out.store(*key, rows, bits(torch.from_numpy(vectors).to(STORED[out.dtype])))
 
     out.later(store)
 
@@ -214,7 +215,7 @@ def _run(
     together = device.type == "cuda" and backbone.options.device_map is None
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
-        vectors = vectors.to(DTYPES[out.dtype])
+        vectors = vectors.to(STORED[out.dtype])
         if wait:
             found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
         else:

@@ -1,6 +1,7 @@
-"""The C library's heap, kept small: batches of every shape would leave holes in it that add up.
+"""Memory of a long run: what the C library and Python would do to it by themselves.
 
-Only glibc is spoken to. On other systems these functions do nothing.
+Batches of every shape leave holes in the C library's heap that add up. Only glibc is spoken to; on
+other systems `settle` and `watch` do nothing.
 """
 
 from __future__ import annotations

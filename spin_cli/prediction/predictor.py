@@ -14,17 +14,10 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, backbone
 from spin_cli.backbone import Backbone, Encoded
 from spin_cli.backbone.partial import depth_for, narrow
-from spin_cli.choices import Dtype, Pooling, Site, StorageDtype
+from spin_cli.choices import Dtype, Pooling, Site
 from spin_cli.config import ModelConfig, PredictConfig, from_plain
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import Head, HeadFeature, load_head
-
-STORED = {
-    StorageDtype.FLOAT16: torch.float16,
-    StorageDtype.BFLOAT16: torch.bfloat16,
-    StorageDtype.FLOAT32: torch.float32,
-}
-"""torch's name for each storage format; both libraries round to nearest, ties to even."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class Predictor:
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Neurons rounded as those were that the head was trained on."""
-        stored = torch.from_numpy(values).to(STORED[self.head.storage_dtype])
+        stored = torch.from_numpy(values).to(backbone.STORED[self.head.storage_dtype])
         return np.asarray(stored.float().numpy())
 
     def features(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

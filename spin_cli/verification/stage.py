@@ -236,10 +236,10 @@ def _farthest(
     found: list[tuple[float, int, Feature]] = []
 
     def compare(
-        layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[np.float32]
+        layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[Any]
     ) -> None:
         old = stored[layer, site, pooling][rows]
-        new = activations.from_disk(activations.to_disk(vectors, dtype), dtype).astype(np.float32)
+        new = activations.from_disk(vectors, dtype).astype(np.float32)
         new = np.clip(new, -activations.largest(dtype), activations.largest(dtype))
         lengths = np.maximum(np.linalg.norm(old, axis=1), 1e-6)
         apart = np.linalg.norm(new - old, axis=1) / lengths
@@ -247,5 +247,5 @@ def _farthest(
         found.append((float(apart[worst]), chosen[rows[worst]], by_key[layer, site, pooling]))
 
     with torch.inference_mode():
-        backbone.gather(model, backbone.encode(model, texts), wanted, compare)
+        backbone.gather(model, backbone.encode(model, texts), wanted, compare, dtype=dtype)
     return max(found, key=lambda item: item[0])
