@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -16,20 +18,68 @@ RUN_BYTES = 8 * 2**20
 """Of token vectors for each run of equal span, at least, for a GPU to work on runs one by one: to
 begin on a run takes it as long as the two more passes over so many bytes that a mask costs."""
 
-
-def equal_runs(spans: Sequence[Span]) -> list[tuple[int, int, Span]]:
-    """Runs ``(start, stop, span)`` of neighbours of equal span."""
-    runs, start = [], 0
-    for span, group in groupby(spans):
-        stop = start + sum(1 for _ in group)
-        runs.append((start, stop, span))
-        start = stop
-    return runs
+MEAN_OF_BAG = 1
+"""torch's number for what its bags of embeddings give."""
 
 
-def make_bounds(spans: Sequence[Span], device: torch.device) -> torch.Tensor | None:
-    """The spans as a tensor (B, 2) on a GPU, which may pool with a mask; none on a CPU."""
-    return None if device.type == "cpu" else send(spans, device)
+@dataclass(frozen=True)
+class Real:
+    """Where a batch's real tokens are, found once for all of its layers.
+
+    Parameters
+    ----------
+    spans : of each of B texts, none empty
+    width : positions of each text in the batch, padding included
+    bounds : (B, 3) int64, on the device: number of the text, and its span
+    """
+
+    spans: Sequence[Span]
+    width: int
+    bounds: torch.Tensor
+
+    @cached_property
+    def runs(self) -> list[tuple[slice, slice]]:
+        """Texts, neighbours of equal span, and that span."""
+        runs, start = [], 0
+        for span, group in groupby(self.spans):
+            stop = start + sum(1 for _ in group)
+            runs.append((slice(start, stop), slice(*span)))
+            start = stop
+        return runs
+
+    @cached_property
+    def counts(self) -> torch.Tensor:
+        """Tokens of each text, (B, 1)."""
+        return self.bounds[:, 2:] - self.bounds[:, 1:2]
+
+    @cached_property
+    def ends(self) -> dict[Pooling, torch.Tensor]:
+        """Places of the texts' first and last tokens among the batch's positions, (B,) each."""
+        row, start, stop = self.bounds.unbind(1)
+        begin = row * self.width
+        return {Pooling.FIRST: begin + start, Pooling.LAST: begin + stop - 1}
+
+    @cached_property
+    def bags(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Place of every token among the batch's positions, and where each text begins in it."""
+        places = [
+            np.arange(row * self.width + start, row * self.width + stop)
+            for row, (start, stop) in enumerate(self.spans)
+        ]
+        sizes = [len(part) for part in places]
+        begins = np.cumsum([0, *sizes[:-1]])
+        return torch.from_numpy(np.concatenate(places)), torch.from_numpy(begins)
+
+    def to(self, device: torch.device) -> Real:
+        """The same for a layer on another of several GPUs."""
+        if device == self.bounds.device:
+            return self
+        return Real(self.spans, self.width, self.bounds.to(device))
+
+
+def find_real(spans: Sequence[Span], width: int, device: torch.device) -> Real:
+    """The real tokens of a batch that is run on *device*."""
+    return Real(spans, width, send([(row, *span) for row, span in enumerate(spans)], device))
 
 
 def send(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
@@ -41,21 +91,17 @@ def send(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
 
 
 def pool(
-    states: torch.Tensor,
-    spans: Sequence[Span],
-    poolings: Iterable[Pooling],
-    bounds: torch.Tensor | None = None,
+    states: torch.Tensor, real: Real, poolings: Iterable[Pooling]
 ) -> dict[Pooling, torch.Tensor]:
     """Pool token vectors over each text's real tokens.
 
     Parameters
     ----------
     states : Tensor, (B, T, F), any float dtype
-        Token vectors; of row *b* those in ``spans[b]`` count, the rest is padding or belongs to
+        Token vectors; of each row those count that are *real*, the rest is padding or belongs to
         another window.
-    spans : sequence of B pairs, each not empty
+    real : from `find_real`
     poolings : the poolings wanted
-    bounds : *spans* from `make_bounds`; where given, padding is masked if there are many short runs
 
     Returns
     -------
@@ -64,53 +110,51 @@ def pool(
 
     Notes
     -----
-    Works on runs of neighbours of equal span, so that padding is sliced off rather than masked: a
-    mask needs a copy of the whole (B, T, F) tensor and costs six times as much on a CPU. A GPU, to
-    which copies are cheap and many small runs are not, may be given a mask. For inference alone: no
-    gradient passes.
+    A CPU works on runs of neighbours of equal span, so that padding is sliced off rather than
+    masked: a mask needs a copy of the whole (B, T, F) tensor and costs six times as much. Means of
+    float32 it takes as of bags of embeddings, all texts at once. A GPU, to which copies are cheap
+    and many small runs are not, masks where there are many. For inference alone: no gradient
+    passes.
     """
-    runs = equal_runs(spans)
-    bounds = None if bounds is None else bounds.to(states.device)  # of several GPUs
-    if bounds is not None and len(runs) * RUN_BYTES > states.nbytes:
-        return {pooling: _pool_masked(states, bounds, pooling).float() for pooling in poolings}
-    parts = [(states[start:stop, slice(*span)], slice(start, stop)) for start, stop, span in runs]
+    real = real.to(states.device)
+    states = states[:, : real.width].contiguous()  # as places are counted; most are so already
+    crowded = states.device.type != "cpu" and len(real.runs) * RUN_BYTES > states.nbytes
     found = {}
     for pooling in poolings:
-        dtype = states.dtype if pooling is Pooling.MAX else torch.float32
-        pooled = states.new_empty((len(spans), states.shape[2]), dtype=dtype)
-        for part, rows in parts:
-            _pool_run(part, pooling, pooled[rows])
-        if pooling is Pooling.MEAN:  # once, not for every run
-            pooled.div_(_counts(spans, bounds, pooled.device))
-        found[pooling] = pooled.float()
+        if pooling in (Pooling.FIRST, Pooling.LAST):
+            vectors = _flat(states).index_select(0, real.ends[pooling])
+        elif crowded:
+            vectors = _pool_masked(states, real, pooling)
+        else:
+            vectors = _maxima(states, real) if pooling is Pooling.MAX else _means(states, real)
+        found[pooling] = vectors.float()
     return found
 
 
-def _pool_run(states: torch.Tensor, pooling: Pooling, out: torch.Tensor) -> None:
-    if pooling is Pooling.MEAN:
-        torch.sum(states, 1, dtype=torch.float32, out=out)
-    elif pooling is Pooling.MAX:
-        torch.amax(states, 1, out=out)
-    else:
-        out.copy_(states[:, -1 if pooling is Pooling.LAST else 0])
+def _flat(states: torch.Tensor) -> torch.Tensor:
+    return states.reshape(-1, states.shape[2])
 
 
-def _pool_masked(states: torch.Tensor, bounds: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    start, stop = bounds[:, :1], bounds[:, 1:]
-    if pooling in (Pooling.FIRST, Pooling.LAST):
-        at = start if pooling is Pooling.FIRST else stop - 1
-        return states.gather(1, at[:, :, None].expand(-1, 1, states.shape[2]))[:, 0]
+def _maxima(states: torch.Tensor, real: Real) -> torch.Tensor:
+    found = states.new_empty((len(real.spans), states.shape[2]))
+    for rows, span in real.runs:
+        torch.amax(states[rows, span], 1, out=found[rows])
+    return found
+
+
+def _means(states: torch.Tensor, real: Real) -> torch.Tensor:
+    if states.device.type == "cpu" and states.dtype is torch.float32:
+        return torch.embedding_bag(_flat(states), *real.bags, mode=MEAN_OF_BAG)[0]
+    found = states.new_empty((len(real.spans), states.shape[2]), dtype=torch.float32)
+    for rows, span in real.runs:
+        torch.sum(states[rows, span], 1, dtype=torch.float32, out=found[rows])
+    return found.div_(real.counts)
+
+
+def _pool_masked(states: torch.Tensor, real: Real, pooling: Pooling) -> torch.Tensor:
+    start, stop = real.bounds[:, 1:2], real.bounds[:, 2:]
     steps = torch.arange(states.shape[1], device=states.device)
     left_out = ((steps < start) | (steps >= stop))[:, :, None]
     if pooling is Pooling.MAX:
         return states.masked_fill(left_out, -torch.inf).amax(1)
-    return states.masked_fill(left_out, 0.0).sum(1, dtype=torch.float32) / (stop - start)
-
-
-def _counts(
-    spans: Sequence[Span], bounds: torch.Tensor | None, device: torch.device
-) -> torch.Tensor:
-    """Positions that count in each text, (B, 1)."""
-    if bounds is not None:
-        return bounds[:, 1:] - bounds[:, :1]
-    return torch.tensor([[stop - start] for start, stop in spans], device=device)
+    return states.masked_fill(left_out, 0.0).sum(1, dtype=torch.float32) / real.counts

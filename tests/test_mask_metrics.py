@@ -9,10 +9,10 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from spin_cli import activations, mask, metrics
+from spin_cli import activations, mask, metrics, pooling
 from spin_cli.backbone.gathering import STORED, bits
 from spin_cli.choices import Pooling, StorageDtype
-from spin_cli.pooling import pool
+from spin_cli.pooling import find_real, pool
 
 
 @pytest.mark.parametrize("eta", [0.05, 0.3, 0.5, 0.8, 0.95, 1.0])
@@ -56,26 +56,43 @@ def test_metrics_agree_with_scikit_learn(n_classes):
         assert found["auroc"] == pytest.approx(sk.roc_auc_score(y, probs[:, 1]))
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype, masked):
+def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype, transposed):
     torch.manual_seed(0)
-    spans = [(0, 7), (0, 7), (2, 5), (0, 3), (0, 3), (6, 7)]
-    states = torch.randn(6, 7, 11).to(dtype)
-    states[1, 6] = torch.nan  # padding may hold anything, and a text what a model gives
-    spans[1] = (0, 6)
-    found = pool(states, spans, tuple(Pooling), torch.tensor(spans) if masked else None)
+    spans = [(0, 7), (0, 6), (2, 5), (0, 3), (0, 3), (6, 7)]
+    shape = (7, 6, 11) if transposed else (6, 7, 11)
+    states = torch.randn(shape).to(dtype)
+    states = states.transpose(0, 1) if transposed else states
+    states[1, 6] = torch.nan  # padding may hold anything
+    real = find_real(spans, 7, states.device)
+    found = pool(states, real, tuple(Pooling))
+    wider = pool(torch.cat([states, states], 1), real, tuple(Pooling))
+    masked = {p: pooling._pool_masked(states, real, p) for p in (Pooling.MEAN, Pooling.MAX)}
     for row, (start, stop) in enumerate(spans):
         tokens = [states[row, t].float() for t in range(start, stop)]
-        torch.testing.assert_close(found[Pooling.MEAN][row], sum(tokens) / len(tokens))
-        assert torch.equal(found[Pooling.MAX][row], torch.stack(tokens).max(0).values)
-        assert torch.equal(found[Pooling.LAST][row], tokens[-1])
-        assert torch.equal(found[Pooling.FIRST][row], tokens[0])
+        largest = torch.stack(tokens).max(0).values
+        for way in (found, wider, masked):
+            torch.testing.assert_close(way[Pooling.MEAN][row], sum(tokens) / len(tokens))
+            assert torch.equal(way[Pooling.MAX][row].float(), largest)
+        for way in (found, wider):
+            assert torch.equal(way[Pooling.LAST][row], tokens[-1])
+            assert torch.equal(way[Pooling.FIRST][row], tokens[0])
+
+
+def test_pooling_hands_on_what_a_text_holds_that_is_no_number():
+    states = torch.ones(2, 3, 4)
+    states[0, 1, 2] = torch.nan
+    for way, vectors in pool(
+        states, find_real([(0, 3)] * 2, 3, states.device), [*Pooling][:2]
+    ).items():
+        assert torch.isnan(vectors).nonzero().tolist() == [[0, 2]], way
 
 
 def test_pooled_vectors_do_not_keep_the_token_vectors_in_memory():
-    for pooling, vectors in pool(torch.randn(3, 50, 8), [(0, 50)] * 3, tuple(Pooling)).items():
-        assert vectors.untyped_storage().nbytes() == vectors.nbytes, pooling
+    states = torch.randn(3, 50, 8)
+    for way, vectors in pool(states, find_real([(0, 50)] * 3, 50, states.device), Pooling).items():
+        assert vectors.untyped_storage().nbytes() == vectors.nbytes, way
 
 
 def test_bfloat16_is_stored_with_the_bits_that_torch_gives():

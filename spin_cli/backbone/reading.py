@@ -17,7 +17,7 @@ from spin_cli.backbone.hooks import hooked
 from spin_cli.backbone.loading import Backbone
 from spin_cli.choices import Pooling, Site
 from spin_cli.errors import ModelError
-from spin_cli.pooling import make_bounds, pool, send
+from spin_cli.pooling import find_real, pool, send
 
 Wanted = Mapping[tuple[str, Site], Sequence[Pooling]]
 """Which poolings are wanted of which (layer, site)."""
@@ -57,10 +57,10 @@ def read(
         A wanted vector was never computed.
     """
     spans = spans or [(0, len(ids)) for ids in batch]
-    bounds = make_bounds(spans, backbone.device)
+    real = find_real(spans, max(map(len, batch)), backbone.device)
 
     def take(layer: str, site: Site, states: torch.Tensor) -> None:
-        for pooling, vectors in pool(states, spans, wanted[layer, site], bounds).items():
+        for pooling, vectors in pool(states, real, wanted[layer, site]).items():
             sink(layer, site, pooling, vectors)
 
     read_states(backbone, batch, wanted, take)

@@ -38,7 +38,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "truncated": round(sum(item.truncated for item in encoded) * scale),
         "disk_bytes": activations.disk_bytes(plan.features, rows, plan.storage_dtype),
         "seconds": round(seconds_per_token(plan, encoded) * tokens * scale, 1),
-        "memory_bytes": peak_bytes() + plan.rooms * plan.window_rows * plan.row_bytes,
+        "memory_bytes": peak_bytes() + plan.window_rows * plan.row_bytes,
         "features": len(plan.features),
         "hookpoints": hookpoints([(f.site.value, f.hookpoint) for f in plan.features]),
         "window_rows": plan.window_rows,

@@ -25,7 +25,7 @@ from spin_cli.extraction.windows import settle_overflow, write_at
 REQUEST, WINDOWS, LENGTHS, OVERFLOWS = "request.json", "windows.bin", "lengths.bin", "overflows.bin"
 NOTES = (LENGTHS, WINDOWS, OVERFLOWS, REQUEST)
 FILES_AT_ONCE = 8
-"""Layer files that are made side by side."""
+"""Layer files that are made, and matrices that are written, side by side."""
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,6 @@ class Plan:
     """What a user should know about the plan."""
 
     @property
-    def rooms(self) -> int:
-        """Windows in memory at once.
-
-        A CPU comes to the first matrices of a window while the last ones of the window before are
-        written to the system's cache. A GPU hands over all of a batch together, and would wait.
-        """
-        return 1 if self.model.device.type == "cpu" else 2
-
-    @property
     def row_bytes(self) -> int:
         """Bytes that one text takes on the disk."""
         item = activations.DISK_DTYPES[self.storage_dtype].itemsize

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial as bind
 from itertools import islice
 from pathlib import Path
@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import artifacts, atomic, backbone, ranks, workers
-from spin_cli.activations import Feature, RowWriter
+from spin_cli.activations import RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction import heap
-from spin_cli.extraction.partial import NOTES, Partial, join, prepare
+from spin_cli.extraction.partial import FILES_AT_ONCE, NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import Blocks, compute_window, make_blocks
 from spin_cli.ranks import Ranks
@@ -88,27 +88,25 @@ def run(
 
 
 def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -> int:
-    """Compute window after window while the one before is being written; returns tokens read."""
+    """Compute window after window while the one before is being synced; returns tokens read."""
     plan = partial.plan
     total, done, tokens = sum(len(plan.windows[w]) for w in windows), 0, 0
-    rooms = [Room(plan) for _ in range(plan.rooms)]
-    with RowWriter(partial.folder, plan.features) as writer, ThreadPoolExecutor(1) as pool:
+    room = make_blocks(plan.features, plan.window_rows, plan.storage_dtype)
+    for block in room.values():
+        block.fill(0)  # its pages are there from the start: what grows later is the heap
+    with RowWriter(partial.folder, plan.features) as writer, _writing(partial, writer) as write:
         tidy = heap.watch()
         with heap.frozen(), _storing(plan) as later:
-            for number, (window, rows) in enumerate(_read_windows(plan, windows)):
+            for window, rows in _read_windows(plan, windows):
                 progress("extract", done, total)
-                room = rooms[number % len(rooms)]
                 step = _step(progress, done, total, tidy)
                 start = plan.windows[window].start
                 blocks, lengths = compute_window(
-                    plan.model, plan.features, plan.storage_dtype, rows, start, step, room.blocks,
-                    room.ready, later,
-                )  # fmt: skip
+                    plan.model, plan.features, plan.storage_dtype, rows, start, step, room, later
+                )
                 tokens += int(np.abs(lengths).sum())
                 done += len(rows)
-                later(bind(room.hand_over, pool, partial, writer, window, blocks, lengths))
-        for room in rooms:
-            room.wait()
+                later(bind(write, window, blocks, lengths))
     progress("extract", total, total)
     return tokens
 
@@ -120,49 +118,29 @@ def _storing(plan: Plan) -> AbstractContextManager[backbone.Later]:
     return workers.in_order(waiting=2)
 
 
-class Room:
-    """Memory for one window, which is written feature by feature while the next one comes in."""
+@contextmanager
+def _writing(
+    partial: Partial, writer: RowWriter
+) -> Iterator[Callable[[int, Blocks, NDArray[np.int32]], None]]:
+    """A function that writes a window, its blocks side by side, and has a thread sync it.
 
-    def __init__(self, plan: Plan) -> None:
-        self.blocks = make_blocks(plan.features, plan.window_rows, plan.storage_dtype)
-        if plan.rooms == 1:  # with a GPU, time matters more than memory
-            for block in self.blocks.values():
-                block.fill(0)  # its pages are there from the start: what grows later is the heap
-        self._stored: dict[Feature, Future[int]] = {}
-        self._noted: Future[None] | None = None
+    When it returns, the blocks may be filled anew: they are in the system's cache. On a CPU nothing
+    is lost by waiting for that: the forward pass keeps all cores busy, and waits for the slowest.
+    """
+    synced: list[Future[None]] = []
+    count = min(workers.worker_count(0), FILES_AT_ONCE)
+    with ThreadPoolExecutor(count) as writers, ThreadPoolExecutor(1) as syncer:
 
-    def ready(self, feature: Feature) -> None:
-        """Return when the block of *feature* is written and may be filled anew."""
-        if (stored := self._stored.pop(feature, None)) is not None:
-            stored.result()
+        def write(window: int, blocks: Blocks, lengths: NDArray[np.int32]) -> None:
+            store = bind(partial.store, writer, window)
+            overflows = np.array(list(writers.map(store, blocks, blocks.values())), np.int64)
+            while synced:
+                synced.pop().result()
+            synced.append(syncer.submit(partial.note, writer, window, lengths, overflows))
 
-    def wait(self) -> None:
-        """Return when all that was handed over is on the disk; or raise what prevented it."""
-        if self._noted is not None:
-            self._noted.result()
-
-    def hand_over(
-        self,
-        pool: ThreadPoolExecutor,
-        partial: Partial,
-        writer: RowWriter,
-        window: int,
-        blocks: Blocks,
-        lengths: NDArray[np.int32],
-    ) -> None:
-        """Have a thread write *blocks*, which lie in this room, in the order of the features."""
-        self.wait()
-        stored = {
-            feature: pool.submit(partial.store, writer, window, feature, block)
-            for feature, block in blocks.items()
-        }
-
-        def note() -> None:
-            overflows = np.array([count.result() for count in stored.values()], np.int64)
-            partial.note(writer, window, lengths, overflows)
-
-        # A copy, since `note` goes through them while `ready` takes them out.
-        self._stored, self._noted = dict(stored), pool.submit(note)
+        yield write
+        while synced:
+            synced.pop().result()
 
 
 def _read_windows(plan: Plan, windows: Sequence[int]) -> Iterator[tuple[int, list[Row]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spin_cli import activations, backbone
@@ -34,10 +35,12 @@ def make_blocks(features: Sequence[Feature], rows: int, dtype: StorageDtype) -> 
     """Room for so many rows of every feature, as parts of one allocation.
 
     Pieces of a few MB each would lie between the tensors of the forward pass, and what these leave
-    behind could not be used again: with them, a process grows by hundreds of MB.
+    behind could not be used again: with them, a process grows by hundreds of MB. torch allocates,
+    for it asks for huge pages (see `heap`).
     """
     disk = activations.DISK_DTYPES[dtype]
-    room = np.empty(rows * sum(feature.width for feature in features), disk)
+    count = rows * sum(feature.width for feature in features)
+    room = torch.empty(count * disk.itemsize, dtype=torch.uint8).numpy().view(disk)
     blocks, start = {}, 0
     for feature in features:
         stop = start + rows * feature.width
@@ -54,7 +57,6 @@ def read_rows_into(
     dtype: StorageDtype = StorageDtype.FLOAT32,
     done: Callable[[int], None] | None = None,
     blocks: Blocks | None = None,
-    ready: Callable[[Feature], None] = lambda _: None,
     later: backbone.Later = backbone.at_once,
 ) -> Blocks:
     """Read all *features* of some texts.
@@ -62,7 +64,6 @@ def read_rows_into(
     Parameters
     ----------
     blocks : from `make_blocks`, with room for at least as many rows; default new ones
-    ready : returns when a feature's block may be written to
     later : see `backbone.gather`
 
     Returns
@@ -78,9 +79,7 @@ def read_rows_into(
     def store(
         layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[Any]
     ) -> None:
-        feature = by_key[layer, site, pooling]
-        ready(feature)
-        blocks[feature][rows] = vectors
+        blocks[by_key[layer, site, pooling]][rows] = vectors
 
     backbone.gather(model, encoded, wanted_of(features), store, done, dtype=dtype, later=later)
     return blocks
@@ -94,7 +93,6 @@ def compute_window(
     first_row: int,
     done: Callable[[int], None] | None = None,
     blocks: Blocks | None = None,
-    ready: Callable[[Feature], None] = lambda _: None,
     later: backbone.Later = backbone.at_once,
 ) -> tuple[Blocks, NDArray[np.int32]]:
     """Read all features of consecutive rows, into *blocks* where given (see `read_rows_into`).
@@ -107,7 +105,7 @@ def compute_window(
     """
     encoded = backbone.encode(model, [row.text for row in rows], first_row=first_row)
     blocks = read_rows_into(
-        model, encoded, features, dtype=dtype, done=done, blocks=blocks, ready=ready, later=later
+        model, encoded, features, dtype=dtype, done=done, blocks=blocks, later=later
     )
     lengths = np.array([e.n_tokens * (-1 if e.truncated else 1) for e in encoded], np.int32)
     return blocks, lengths
