@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -198,7 +199,7 @@ def test_batches_stored_while_the_next_are_read_give_the_same_files(
     data, straight, tmp_path, monkeypatch
 ):
     """What a GPU does, on the CPU: a thread stores."""
-    write, tasks = activations.RowWriter.write, []
+    write, threads = activations.RowWriter.write, []
 
     def slowly(*args):
         time.sleep(0.02)  # a block that were filled anew too early would be written so
@@ -207,14 +208,16 @@ def test_batches_stored_while_the_next_are_read_give_the_same_files(
     @contextmanager
     def storing(_plan):
         with workers.in_order(waiting=2) as later:
-            yield lambda task: (tasks.append(task), later(task))
+            yield lambda task: later(lambda: (threads.append(threading.get_ident()), task()))
 
     monkeypatch.setattr(extraction.stage, "_storing", storing)
     monkeypatch.setattr(gathering, "STORED_AT_ONCE", ())
     monkeypatch.setattr(activations.RowWriter, "write", slowly)
     small_windows.run_loaded(data, tmp_path / "later")
     windows = artifacts.read_manifest(straight, "activations")["request"]["batching"]["window_rows"]
-    assert len(tasks) > 2 * (240 // windows)  # every window, and a batch or more in each
+    assert len(threads) > 2 * (240 // windows)  # every window, and a batch or more in each
+    assert len(set(threads)) == 1
+    assert threading.get_ident() not in threads
     assert_same(straight, tmp_path / "later")
 
 
