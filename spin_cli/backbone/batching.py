@@ -14,8 +14,8 @@ from spin_cli.choices import Long, Side
 from spin_cli.errors import DataError
 
 OVERHEAD = 32
-"""A batch costs this part of the tokens it may have at most, beside its own tokens: 64 on a CPU.
-There, 16, 128 and 256 gave runs as long or longer (see benchmarks/README.md)."""
+"""A batch costs this part of the tokens it may have at most, beside its own tokens: 32 on a CPU.
+There, 16, 64 and 128 gave runs as long or longer (see benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def probe_inputs(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]
     return inputs
 
 
-def _probe_ids(model: nn.Module) -> torch.Tensor:
+def probe_ids(model: nn.Module) -> torch.Tensor:
+    """Token ids (2, 5) of a trial run, on the model's device."""
     vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
     ids = torch.arange(3, 3 + PROBE_BATCH * PROBE_TOKENS).reshape(PROBE_BATCH, PROBE_TOKENS)
     return ids.remainder(vocabulary).to(input_device(model))
@@ -65,7 +66,7 @@ def _probe_ids(model: nn.Module) -> torch.Tensor:
 @torch.inference_mode()
 def _is_causal(model: nn.Module) -> bool:
     """Change the last token and look whether the first one's output moves."""
-    ids = _probe_ids(model)
+    ids = probe_ids(model)
     other = ids.clone()
     other[:, -1] = ids[:, 0]
     outputs = [model(**probe_inputs(model, each))[0][:, 0].float() for each in (ids, other)]
@@ -115,7 +116,7 @@ def _trace(model: nn.Module, prefix: str, root: str, blocks: Sequence[str]) -> S
 
 def _own_states(model: nn.Module, prefix: str) -> Sequence[torch.Tensor]:
     """Run the trial's batch; the hidden states that the model itself gives, if it gives any."""
-    inputs = probe_inputs(model, _probe_ids(model))
+    inputs = probe_inputs(model, probe_ids(model))
     try:
         output = model(**inputs, output_hidden_states=True)
     except TypeError:  # a stranger's code may not know the word
@@ -170,7 +171,7 @@ def _prove(model: nn.Module, stacks: Sequence[Stack]) -> tuple[Stack, ...]:
                 calls.setdefault((layer, site), []).append(_flaw(states, width))
 
             undo.enter_context(hooked(model, stack, PROBE_BATCH, PROBE_TOKENS, take, tuple(Site)))
-        model(**probe_inputs(model, _probe_ids(model)))
+        model(**probe_inputs(model, probe_ids(model)))
     return tuple(_judge(stack, calls) for stack in stacks)
 
 

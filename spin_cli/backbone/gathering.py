@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from spin_cli.backbone.batching import Encoded, Part, plan_batches
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.reading import Wanted, read
+from spin_cli.backbone.replicas import models_of, run_on
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.errors import ModelError
 
@@ -22,7 +24,8 @@ Store = Callable[[str, Site, Pooling, Sequence[int], NDArray[Any]], None]
 """Takes (layer, site, pooling, rows, (n, F) values) of every row and key.
 
 Where memory ran out in the middle of a batch, its rows come again, with the same meaning."""
-Later = Callable[[Callable[[], None]], None]
+Task = Callable[[], None]
+Later = Callable[[Task], None]
 """Calls what it is given, at once or on another thread, in the order in which it was given."""
 STORED_AT_ONCE = ("cpu",)
 """Devices that do not go on while a vector is copied and stored."""
@@ -34,7 +37,7 @@ STORED = {
 """torch's name for each storage format; numpy, too, rounds to nearest, ties to even."""
 
 
-def at_once(task: Callable[[], None]) -> None:
+def at_once(task: Task) -> None:
     """Call *task*."""
     task()
 
@@ -60,7 +63,7 @@ def gather(
     backbone : Backbone
     encoded : the texts; rows are positions in it
     wanted : the (layer, site) pairs and their poolings
-    store : called batch by batch
+    store : called batch by batch; on a CPU by several threads, each with rows of its own
     done : called with the number of texts read so far
     dtype : format in which *store* is given vectors, as on the disk: of bfloat16 the bits, uint16
     later : is given what stores a batch, to call it at once or on another thread while the next
@@ -87,12 +90,8 @@ def gather(
         if done is not None:
             done(finished)
 
-    lengths = [len(encoded[row].ids) for row in whole]
-    for batch in plan_batches(lengths, backbone.batch_tokens):
-        rows = [whole[index] for index in batch]
-        parts = [Part(encoded[row].ids, 0, len(encoded[row].ids)) for row in rows]
-        _read(backbone, rows, parts, wanted, out)
-        count(len(rows))
+    texts = [(row, Part(encoded[row].ids, 0, len(encoded[row].ids))) for row in whole]
+    _read_all(backbone, texts, wanted, out, count)
     if len(whole) < len(encoded):
         joined = [row for row, item in enumerate(encoded) if item.parts]
         _gather_parts(backbone, joined, [encoded[row].parts for row in joined], wanted, out)
@@ -107,7 +106,36 @@ class _Out:
     dtype: StorageDtype
     later: Later
     once: bool = False
-    """No row may come again."""
+    """No row may come again, and rows come in order."""
+    check: Callable[[], None] = lambda: None
+    """Raises where the vectors are not wanted any more."""
+
+
+def _read_all(
+    backbone: Backbone,
+    items: Sequence[tuple[int, Part]],
+    wanted: Wanted,
+    out: _Out,
+    done: Callable[[int], None] | None = None,
+) -> None:
+    """Read items, each of a row, in batches, and tell *done* of how many after each."""
+    lengths = [len(part.ids) for _, part in items]
+    batches = plan_batches(lengths, backbone.batch_tokens)
+    batches.sort(key=lambda batch: -len(batch) * lengths[batch[0]])
+
+    def run(model: nn.Module, batch: list[int], check: Callable[[], None]) -> list[Task]:
+        stores: list[Task] = []
+        rows, parts = [items[number][0] for number in batch], [items[number][1] for number in batch]
+        own = replace(out, later=stores.append, check=check)
+        _read(replace(backbone, model=model), rows, parts, wanted, own)
+        return stores
+
+    with run_on(models_of(backbone, len(batches)), run, batches) as results:
+        for batch, stores in zip(batches, results, strict=True):
+            for store in stores:
+                out.later(store)
+            if done is not None:
+                done(len(batch))
 
 
 def _gather_parts(
@@ -120,9 +148,8 @@ def _gather_parts(
     """Read texts of several windows, and pool over all of a text's windows as over one text."""
     joined = _Joined(parts)
     one_by_one = _Out(joined.add, StorageDtype.FLOAT32, out.later, once=True)
-    lengths = [len(part.ids) for _, part in joined.items]
-    for batch in plan_batches(lengths, backbone.batch_tokens):
-        _read(backbone, batch, [joined.items[number][1] for number in batch], wanted, one_by_one)
+    items = [(number, part) for number, (_, part) in enumerate(joined.items)]
+    _read_all(backbone, items, wanted, one_by_one)
 
     def store() -> None:
         for key, vectors in joined.pooled():
@@ -201,7 +228,7 @@ def _read(
 
 def _run(
     backbone: Backbone, rows: Sequence[int], parts: Sequence[Part], wanted: Wanted, out: _Out
-) -> Callable[[], None]:
+) -> Task:
     """Run one batch; returns what stores that which is not stored yet.
 
     What becomes known is stored at once, for small tensors that wait between the large ones of the
@@ -215,6 +242,7 @@ def _run(
     together = device.type == "cuda" and backbone.options.device_map is None
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
+        out.check()
         vectors = vectors.to(STORED[out.dtype])
         if wait:
             found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))

@@ -40,7 +40,7 @@ from spin_cli.backbone.resolve import (
 from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError, SpinError
 
-CPU_BATCH_TOKENS = 2048
+CPU_BATCH_TOKENS = 1024
 GPU_BATCH_TOKENS = 16384
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 """Tables with a row for each position; those of relative positions have other names."""
@@ -61,6 +61,8 @@ class Backbone:
     options: ModelConfig
     identity: dict[str, Any] = field(repr=False)
     """What the manifest says of the model: id, hashes of configuration, weights, tokenizer."""
+    copies: list[torch.nn.Module] = field(default_factory=list, repr=False, compare=False)
+    """Copies of *model* that share its tensors, as far as any were needed: see `replicas`."""
 
     @property
     def pad_id(self) -> int:

@@ -8,9 +8,12 @@ outlives its layer, and the pass is broken off behind the last vector that is wa
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from spin_cli.backbone.discovery import probe_inputs
 from spin_cli.backbone.hooks import hooked
@@ -24,9 +27,11 @@ Wanted = Mapping[tuple[str, Site], Sequence[Pooling]]
 Sink = Callable[[str, Site, Pooling, torch.Tensor], None]
 """Takes (layer, site, pooling, (B, F) float32) as each becomes known."""
 
-
 Take = Callable[[str, Site, torch.Tensor], None]
 """Takes (layer, site, (B, T, F)) as each becomes known."""
+
+_turns: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+"""Hooks are the module's, whoever's pass it is: batches on the same modules take turns."""
 
 
 class _Enough(Exception):  # noqa: N818 - not an error: it breaks off a forward pass
@@ -127,7 +132,8 @@ def run_states(
         if early and not missing:
             raise _Enough
 
-    with contextlib.suppress(_Enough), contextlib.ExitStack() as undo:
+    turn = _turns.setdefault(backbone.model, threading.Lock())
+    with turn, contextlib.suppress(_Enough), contextlib.ExitStack() as undo:
         for stack in backbone.layout.stacks:
             rows, width = ids.shape
             undo.enter_context(hooked(backbone.model, stack, rows, width, take_once, sites))

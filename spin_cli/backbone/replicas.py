@@ -1,0 +1,143 @@
+"""Batches side by side on a CPU, each on a copy of the model's modules.
+
+One batch on all cores waits at the end of every operation for the slowest core, and while Python
+leads it from one operation to the next. Two batches on half of the cores each fill these gaps, and
+what is done with their vectors besides. Modules are copied, since some keep what belongs to one
+pass, and so do spin's hooks; parameters and buffers are the same in all copies.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from spin_cli.backbone.discovery import probe_ids
+from spin_cli.backbone.loading import Backbone
+from spin_cli.backbone.placing import is_placed
+from spin_cli.backbone.reading import read_states
+from spin_cli.choices import Site
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the caller is not there any more
+    """The results of a batch are not wanted any more."""
+
+
+def share_cores(cores: int) -> int:
+    """Batches to run at once: two, or three where these leave fewer cores idle.
+
+    More would fill the gaps no better, and each takes memory.
+    """
+    return 1 if cores == 1 else max((2, 3), key=lambda batches: cores // batches * batches)
+
+
+def models_of(backbone: Backbone, batches: int) -> list[nn.Module]:
+    """The models on which so many batches are to run: more than one on a CPU of several cores.
+
+    Copies are made when they are first needed, and have to give what the model itself gives. Where
+    its modules cannot be copied, which may be with code of strangers, it is alone.
+    """
+    if batches < 2 or backbone.device.type != "cpu" or is_placed(backbone.options):
+        return [backbone.model]
+    count = share_cores(torch.get_num_threads()) - 1
+    while len(backbone.copies) < count:
+        replica = _replicate(backbone)
+        if replica is None:
+            return [backbone.model]
+        backbone.copies.append(replica)
+    return [backbone.model, *backbone.copies[:count]]
+
+
+def _replicate(backbone: Backbone) -> nn.Module | None:
+    """A copy of the modules that shares parameters and buffers; None where that does not work."""
+    model = backbone.model
+    shared: dict[int, Any] = {id(it): it for it in (*model.parameters(), *model.buffers())}
+    try:
+        replica = copy.deepcopy(model, shared)
+        pairs = zip(_trial(backbone), _trial(replace(backbone, model=replica)), strict=True)
+        same = all(torch.equal(one, other) for one, other in pairs)
+    except Exception:  # whatever a stranger's module raises
+        return None
+    return replica if same else None
+
+
+def _trial(backbone: Backbone) -> list[torch.Tensor]:
+    """What every layer hands on when a few tokens run through."""
+    found: list[torch.Tensor] = []
+    wanted = [
+        (layer, site)
+        for layer in backbone.layout.layers
+        for site in (Site.HIDDEN, Site.FFN)
+        if backbone.layout.width(layer, site)
+    ]
+    ids = probe_ids(backbone.model).tolist()
+    read_states(backbone, ids, wanted, lambda _layer, _site, states: found.append(states.clone()))
+    return found
+
+
+@contextmanager
+def run_on(
+    models: Sequence[nn.Module],
+    run: Callable[[nn.Module, Item, Callable[[], None]], Result],
+    items: Sequence[Item],
+) -> Iterator[Iterator[Result]]:
+    """Give the results of *run* for every item, in order; on each of *models* one item at a time.
+
+    When the body ends, by an interrupt or otherwise, items that have not begun are dropped.
+
+    Parameters
+    ----------
+    models : from `models_of`; with one alone, items are run in this thread on all cores
+    run : called with a model, an item, and a function to be called now and then, which raises
+        `Stopped` once the result is not wanted any more
+    items : best the dearest first, so that no model is left with one when the others are done
+    """
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise Stopped
+
+    if len(models) == 1 or len(items) < 2:
+        yield (run(models[0], item, check) for item in items)
+        return
+    idle: SimpleQueue[nn.Module] = SimpleQueue()
+    for model in models:
+        idle.put(model)
+
+    def one(item: Item) -> Result:
+        model = idle.get()
+        try:
+            return run(model, item, check)
+        finally:
+            idle.put(model)
+
+    cores, count = torch.get_num_threads(), min(len(models), len(items))
+    ready = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(cores // len(models))  # of this thread, and of those to come
+        torch.get_num_threads()  # a thread that never asked would ask at its first operation
+        ready.wait()
+
+    pool = ThreadPoolExecutor(count, initializer=begin)
+    try:
+        results = pool.map(one, items)
+        ready.wait()
+        torch.set_num_threads(cores)
+        yield results
+    finally:
+        stop.set()
+        ready.abort()
+        pool.shutdown(cancel_futures=True)
