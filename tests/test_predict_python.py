@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,18 @@ from spin_cli.prediction.reasons import contributions, explain
 from tests.helpers import ENV, json_lines, sentences
 
 TEXTS = [text for text, _ in sentences()[:20]]
+
+
+def test_threads_may_share_a_classifier(head):
+    from spin_cli import Classifier
+
+    clf = Classifier.load(head)
+    parts = [TEXTS[start:] for start in range(4)]
+    expected = [clf.predict_proba(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, one in zip(pool.map(clf.predict_proba, parts), expected, strict=True):
+                np.testing.assert_array_equal(found, one)
 
 
 def three_classes(head: Path, folder: Path) -> Path:

@@ -208,7 +208,12 @@ DeviceMap = Annotated[
 ]
 BatchTokens = Annotated[
     int | None,
-    typer.Option("--batch-tokens", min=1, help="Tokens in a batch.", rich_help_panel=MODEL),
+    typer.Option(
+        "--batch-tokens",
+        min=1,
+        help="Most tokens in a batch, padding included.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Storage = Annotated[
     StorageDtype | None,
