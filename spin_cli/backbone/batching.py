@@ -15,7 +15,7 @@ from spin_cli.errors import DataError
 
 OVERHEAD = 32
 """A batch costs this part of the tokens it may have at most, beside its own tokens: 24 on a CPU.
-There, 16, 64 and 128 gave runs as long or longer (see benchmarks/README.md)."""
+There, 16 to 128 made no difference above the noise (see benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class _Out:
     later: Later
     once: bool = False
     """No row may come again, and rows come in order."""
-    check: Callable[[], None] = lambda: None
+    check: Task = lambda: None
     """Raises where the vectors are not wanted any more."""
 
 
@@ -123,7 +123,7 @@ def _read_all(
     batches = plan_batches(lengths, backbone.batch_tokens)
     batches.sort(key=lambda batch: -len(batch) * lengths[batch[0]])
 
-    def run(model: nn.Module, batch: list[int], check: Callable[[], None]) -> list[Task]:
+    def run(model: nn.Module, batch: list[int], check: Task) -> list[Task]:
         stores: list[Task] = []
         rows, parts = [items[number][0] for number in batch], [items[number][1] for number in batch]
         own = replace(out, later=stores.append, check=check)

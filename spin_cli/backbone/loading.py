@@ -62,8 +62,9 @@ class Backbone:
     options: ModelConfig
     identity: dict[str, Any] = field(repr=False)
     """What the manifest says of the model: id, hashes of configuration, weights, tokenizer."""
-    copies: list[torch.nn.Module] = field(default_factory=list, repr=False, compare=False)
-    """Copies of *model* that share its tensors, as far as any were needed: see `replicas`."""
+    copies: list[torch.nn.Module | None] = field(default_factory=list, repr=False, compare=False)
+    """Copies of *model* that share its tensors, as far as any were needed, None for one that could
+    not be made: see `replicas`."""
 
     @property
     def pad_id(self) -> int:

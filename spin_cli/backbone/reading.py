@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from spin_cli.backbone.discovery import probe_inputs
-from spin_cli.backbone.hooks import hooked
+from spin_cli.backbone.hooks import Take, hooked
 from spin_cli.backbone.loading import Backbone
 from spin_cli.choices import Pooling, Site
 from spin_cli.errors import ModelError
@@ -26,9 +26,6 @@ Wanted = Mapping[tuple[str, Site], Sequence[Pooling]]
 """Which poolings are wanted of which (layer, site)."""
 Sink = Callable[[str, Site, Pooling, torch.Tensor], None]
 """Takes (layer, site, pooling, (B, F) float32) as each becomes known."""
-
-Take = Callable[[str, Site, torch.Tensor], None]
-"""Takes (layer, site, (B, T, F)) as each becomes known."""
 
 _turns: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
 """Hooks are the module's, whoever's pass it is: batches on the same modules take turns."""

@@ -46,17 +46,16 @@ def models_of(backbone: Backbone, batches: int) -> list[nn.Module]:
     """The models on which so many batches are to run: more than one on a CPU of several cores.
 
     Copies are made when they are first needed, and have to give what the model itself gives. Where
-    its modules cannot be copied, which may be with code of strangers, it is alone.
+    its modules cannot be copied, which may be with code of strangers, it is alone; that is tried
+    once, not with every window.
     """
     if batches < 2 or backbone.device.type != "cpu" or is_placed(backbone.options):
         return [backbone.model]
     count = share_cores(torch.get_num_threads()) - 1
     while len(backbone.copies) < count:
-        replica = _replicate(backbone)
-        if replica is None:
-            return [backbone.model]
-        backbone.copies.append(replica)
-    return [backbone.model, *backbone.copies[:count]]
+        backbone.copies.append(_replicate(backbone))
+    made = (replica for replica in backbone.copies[:count] if replica is not None)
+    return [backbone.model, *made]
 
 
 def _replicate(backbone: Backbone) -> nn.Module | None:
@@ -98,7 +97,8 @@ def run_on(
 
     Parameters
     ----------
-    models : from `models_of`; with one alone, items are run in this thread on all cores
+    models : from `models_of`; with one alone, items are run in this thread on all cores;
+        else there are at least two items
     run : called with a model, an item, and a function to be called now and then, which raises
         `Stopped` once the result is not wanted any more
     items : best the dearest first, so that no model is left with one when the others are done
@@ -109,7 +109,7 @@ def run_on(
         if stop.is_set():
             raise Stopped
 
-    if len(models) == 1 or len(items) < 2:
+    if len(models) == 1:
         yield (run(models[0], item, check) for item in items)
         return
     idle: SimpleQueue[nn.Module] = SimpleQueue()
