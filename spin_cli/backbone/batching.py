@@ -16,6 +16,9 @@ from spin_cli.errors import DataError
 OVERHEAD = 32
 """A batch costs this part of the tokens it may have at most, beside its own tokens: 24 on a CPU.
 There, 16 to 128 made no difference above the noise (see benchmarks/README.md)."""
+ENCODED_AT_ONCE = 128
+"""Texts given to the tokenizer at once, which keeps far more of each token than its number: a whole
+window of long texts took 40 MB of memory more."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,13 @@ def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> l
         A text of no tokens, or (with ``long=error``) one of too many; *first_row* is the number
         of the first text, for the message.
     """
-    options = backbone.options
-    rows = tokenise(backbone.tokenizer, options, texts)
-    return [_fit(backbone, tokens, first_row + offset) for offset, tokens in enumerate(rows)]
+    return [
+        _fit(backbone, tokens, first_row + start + offset)
+        for start in range(0, len(texts), ENCODED_AT_ONCE)
+        for offset, tokens in enumerate(
+            tokenise(backbone.tokenizer, backbone.options, texts[start : start + ENCODED_AT_ONCE])
+        )
+    ]
 
 
 def refuse_parts(encoded: Sequence[Encoded]) -> None:

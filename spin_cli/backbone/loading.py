@@ -40,7 +40,7 @@ from spin_cli.backbone.resolve import (
 from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError, SpinError
 
-CPU_BATCH_TOKENS = 768
+CPU_BATCH_TOKENS = 1024
 """A CPU reads two or three batches at a time: see `replicas`."""
 GPU_BATCH_TOKENS = 16384
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")

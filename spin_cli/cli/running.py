@@ -7,6 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin_cli import heap
 from spin_cli.choices import OutputFormat
 from spin_cli.cli.style import Style, trace_record
 from spin_cli.cli.terminal import print_json, print_table, progress_bar, say
@@ -28,6 +29,7 @@ class Run:
         from spin_cli import prediction
         from spin_cli.prediction import resuming
 
+        heap.settle()
         if resume:
             resuming.check_resumable(config.output_format, config)
         config = prediction.settle(head, config)

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from spin_cli import activations, artifacts, backbone
+from spin_cli import activations, artifacts, backbone, heap
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import ExtractConfig, ModelConfig
 from spin_cli.dataset import Dataset, Row, hash_sources, scan
 from spin_cli.errors import ModelError, UsageError
-from spin_cli.extraction import heap
 from spin_cli.extraction.windows import read_rows_into
 
 WINDOW_BYTES = 64 * 2**20

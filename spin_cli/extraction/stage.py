@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import artifacts, atomic, backbone, ranks, workers
+from spin_cli import artifacts, atomic, backbone, heap, ranks, workers
 from spin_cli.activations import RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
 from spin_cli.dataset import Dataset, Row
 from spin_cli.errors import ArtifactError
-from spin_cli.extraction import heap
 from spin_cli.extraction.partial import FILES_AT_ONCE, NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import Blocks, compute_window, make_blocks
@@ -99,14 +98,15 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
         with heap.frozen(), _storing(plan) as later:
             for window, rows in _read_windows(plan, windows):
                 progress("extract", done, total)
-                step = _step(progress, done, total, tidy)
+                step = _step(progress, done, total)
                 start = plan.windows[window].start
                 blocks, lengths = compute_window(
                     plan.model, plan.features, plan.storage_dtype, rows, start, step, room, later
                 )
-                tokens += int(np.abs(lengths).sum())
-                done += len(rows)
                 later(bind(write, window, blocks, lengths))
+                read = int(np.abs(lengths).sum())
+                tokens, done = tokens + read, done + len(rows)
+                tidy(read)
     progress("extract", total, total)
     return tokens
 
@@ -159,16 +159,9 @@ def _read_windows(plan: Plan, windows: Sequence[int]) -> Iterator[tuple[int, lis
         yield window, found
 
 
-def _step(
-    progress: Progress, start: int, total: int, tidy: Callable[[], None]
-) -> Callable[[int], None]:
+def _step(progress: Progress, start: int, total: int) -> Callable[[int], None]:
     """What is done after every batch of a window."""
-
-    def step(done: int) -> None:
-        tidy()
-        progress("extract", start + done, total)
-
-    return step
+    return lambda done: progress("extract", start + done, total)
 
 
 def _log(
