@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -21,6 +22,15 @@ def worker_count(wanted: int) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     return wanted or cores
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Give *items*, each taken on another thread while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(list, islice(items, 1))
+        while found := coming.result():
+            coming = pool.submit(list, islice(items, 1))
+            yield found[0]
 
 
 def side_by_side(

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from spin_cli import activations, artifacts, extraction, metrics, prediction, selection, training
+from spin_cli import (
+    activations,
+    artifacts,
+    backbone,
+    extraction,
+    metrics,
+    prediction,
+    selection,
+    training,
+)
 from spin_cli.activations import Feature
 from spin_cli.choices import HeadKind, Pooling, Site, StorageDtype
 from spin_cli.config import (
@@ -134,7 +143,10 @@ def test_rows_are_in_the_order_of_the_files(data, whole):
     rows = list(alone.dataset.rows())
     for row in (0, 37, 159, 160, 279):
         blocks, _ = extraction.compute_window(
-            alone.model, alone.features, StorageDtype.FLOAT32, rows[row : row + 1], row
+            alone.model,
+            alone.features,
+            StorageDtype.FLOAT32,
+            backbone.encode(alone.model, [rows[row].text]),
         )
         np.testing.assert_allclose(stored[row], blocks[feature][0], rtol=2e-3, atol=1e-4)
     assert predictor.head.neurons > 0

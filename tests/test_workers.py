@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from spin_cli.workers import in_order, side_by_side, worker_count
+from spin_cli.workers import ahead, in_order, side_by_side, worker_count
 
 
 def test_results_are_in_the_order_of_the_items():
@@ -88,3 +90,49 @@ def test_what_a_task_raised_is_not_lost_where_the_body_fails_too():
     with pytest.raises(KeyboardInterrupt), in_order(waiting=5) as later:
         later(fail)
         raise KeyboardInterrupt
+
+
+def test_the_next_item_is_taken_while_one_is_worked_on_but_no_more():
+    taken: list[int] = []
+    second = threading.Event()
+
+    def items() -> Iterator[int]:
+        for item in range(4):
+            taken.append(item)
+            if item == 1:
+                second.set()
+            yield item
+
+    with closing(ahead(items())) as found:
+        assert next(found) == 0
+        assert second.wait(5)  # nobody has asked for it
+        time.sleep(0.05)
+        assert taken == [0, 1]
+        assert [*found] == [1, 2, 3]
+    assert [*ahead(iter([]))] == []
+
+
+def test_what_taking_an_item_raises_comes_after_the_items_before_it():
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyError("broken")
+
+    found = ahead(items())
+    assert next(found) == 1
+    with pytest.raises(KeyError, match="broken"):
+        next(found)
+
+
+def test_no_item_is_taken_once_nobody_listens():
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(9):
+            taken.append(item)
+            yield item
+
+    with pytest.raises(KeyError, match="stop"), closing(ahead(items())) as found:
+        next(found)
+        raise KeyError("stop")
+    time.sleep(0.05)
+    assert len(taken) <= 2

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial as bind
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, atomic, backbone, heap, ranks, workers
 from spin_cli.activations import RowWriter
 from spin_cli.config import SPLITS, ExtractConfig, Progress, quiet
-from spin_cli.dataset import Dataset, Row
+from spin_cli.dataset import Dataset
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.partial import FILES_AT_ONCE, NOTES, Partial, join, prepare
 from spin_cli.extraction.planning import Plan, plan
@@ -87,7 +87,7 @@ def run(
 
 
 def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -> int:
-    """Compute window after window while the one before is being synced; returns tokens read."""
+    """Compute window after window, the one before being synced, the next tokenised; the tokens."""
     plan = partial.plan
     total, done, tokens = sum(len(plan.windows[w]) for w in windows), 0, 0
     room = make_blocks(plan.features, plan.window_rows, plan.storage_dtype)
@@ -95,17 +95,17 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
         block.fill(0)  # its pages are there from the start: what grows later is the heap
     with RowWriter(partial.folder, plan.features) as writer, _writing(partial, writer) as write:
         tidy = heap.watch()
-        with heap.frozen(), _storing(plan) as later:
-            for window, rows in _read_windows(plan, windows):
+        texts = closing(workers.ahead(_encode_windows(plan, windows)))
+        with heap.frozen(), texts as coming, _storing(plan) as later:
+            for window, encoded in coming:
                 progress("extract", done, total)
                 step = _step(progress, done, total)
-                start = plan.windows[window].start
                 blocks, lengths = compute_window(
-                    plan.model, plan.features, plan.storage_dtype, rows, start, step, room, later
+                    plan.model, plan.features, plan.storage_dtype, encoded, step, room, later
                 )
                 later(bind(write, window, blocks, lengths))
                 read = int(np.abs(lengths).sum())
-                tokens, done = tokens + read, done + len(rows)
+                tokens, done = tokens + read, done + len(encoded)
                 tidy(read)
     progress("extract", total, total)
     return tokens
@@ -143,20 +143,22 @@ def _writing(
             synced.pop().result()
 
 
-def _read_windows(plan: Plan, windows: Sequence[int]) -> Iterator[tuple[int, list[Row]]]:
-    """The rows of each window, in one pass over the data."""
+def _encode_windows(
+    plan: Plan, windows: Sequence[int]
+) -> Iterator[tuple[int, list[backbone.Encoded]]]:
+    """The texts of each window, in one pass over the data."""
     if not windows:
         return
     position = plan.windows[windows[0]].start
     texts = plan.dataset.rows(position)
     for window in windows:
         rows = plan.windows[window]
-        found = list(islice(texts, rows.start - position, rows.stop - position))
+        found = [row.text for row in islice(texts, rows.start - position, rows.stop - position)]
         if len(found) != len(rows):
             plan.dataset.check_unchanged()
             raise ArtifactError(f"the data ended early, at row {rows.start + len(found)}")
         position = rows.stop
-        yield window, found
+        yield window, backbone.encode(plan.model, found, first_row=rows.start)
 
 
 def _step(progress: Progress, start: int, total: int) -> Callable[[int], None]:

@@ -15,7 +15,6 @@ from spin_cli import activations, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone, Encoded
 from spin_cli.choices import Pooling, Site, StorageDtype
-from spin_cli.dataset import Row
 from spin_cli.errors import ModelError
 
 INFINITY, MINUS_INFINITY = 0x7C00, 0xFC00
@@ -89,8 +88,7 @@ def compute_window(
     model: Backbone,
     features: Sequence[Feature],
     dtype: StorageDtype,
-    rows: Sequence[Row],
-    first_row: int,
+    encoded: Sequence[Encoded],
     done: Callable[[int], None] | None = None,
     blocks: Blocks | None = None,
     later: backbone.Later = backbone.at_once,
@@ -103,7 +101,6 @@ def compute_window(
     lengths : (n,) int32
         Tokens of each text; negative where it was cut.
     """
-    encoded = backbone.encode(model, [row.text for row in rows], first_row=first_row)
     blocks = read_rows_into(
         model, encoded, features, dtype=dtype, done=done, blocks=blocks, later=later
     )
