@@ -1,7 +1,7 @@
 """Memory of a long run: what the C library and Python would do to it by themselves.
 
-Batches of every shape leave holes in the C library's heap that add up. Only glibc is spoken to; on
-other systems `watch` hands back nothing.
+Batches of every shape leave holes in the C library's heap that add up. Of C libraries only glibc is
+spoken to; elsewhere `settle` sets variables alone, and `watch` hands back nothing.
 """
 
 from __future__ import annotations
