@@ -10,6 +10,8 @@ import functools
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 from spin_cli import backbone, extraction
 from spin_cli.config import DataConfig, ExtractConfig, ModelConfig
 from spin_cli.extraction import planning
@@ -34,3 +36,9 @@ def run_loaded(data: Path, folder: Path) -> None:
     model = load_once()
     with mock.patch.object(backbone, "load", lambda _: model):
         run(data, folder)
+
+
+def run_side_by_side(data: Path, folder: Path) -> None:
+    """As `run_loaded`, two batches at a time with one thread each: no bit is another for it."""
+    torch.set_num_threads(2)
+    run_loaded(data, folder)

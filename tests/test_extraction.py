@@ -107,7 +107,8 @@ def test_a_window_that_could_not_be_written_is_not_noted(data, straight, tmp_pat
 
 def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tmp_path):
     # The server loads torch and the model once and forks: each run is a process of its own all the
-    # same, and is at work at once.
+    # same, and is at work at once. It must not compute with several threads itself: what is forked
+    # behind OpenMP's back hangs.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.forked"])
     moments, kills, last = random.Random(0), 0, 0
@@ -115,7 +116,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(data, straight, tm
     partial = atomic.partial_folder(folder)
 
     def start():
-        process = context.Process(target=small_windows.run_loaded, args=(data, folder))
+        process = context.Process(target=small_windows.run_side_by_side, args=(data, folder))
         process.start()
         return process
 
