@@ -17,9 +17,9 @@ Span = tuple[int, int]
 RUN_BYTES = 8 * 2**20
 """Of token vectors for each run of equal span, at least, for a GPU to work on runs one by one: to
 begin on a run takes it as long as the two more passes over so many bytes that a mask costs."""
-
-MEAN_OF_BAG = 1
-"""torch's number for what its bags of embeddings give."""
+CHUNK_BYTES = 2**20
+"""Of token vectors that a CPU pools at once, or one text: what it reads for one pooling is then
+still in its cache for the next, a third less time for a mean and a maximum."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,6 @@ class Real:
         row, start, stop = self.bounds.unbind(1)
         begin = row * self.width
         return {Pooling.FIRST: begin + start, Pooling.LAST: begin + stop - 1}
-
-    @cached_property
-    def bags(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Place of every token among the batch's positions, and where each text begins in it."""
-        places = [
-            np.arange(row * self.width + start, row * self.width + stop)
-            for row, (start, stop) in enumerate(self.spans)
-        ]
-        sizes = [len(part) for part in places]
-        begins = np.cumsum([0, *sizes[:-1]])
-        return torch.from_numpy(np.concatenate(places)), torch.from_numpy(begins)
 
     def to(self, device: torch.device) -> Real:
         """The same for a layer on another of several GPUs."""
@@ -111,50 +100,58 @@ def pool(
     Notes
     -----
     A CPU works on runs of neighbours of equal span, so that padding is sliced off rather than
-    masked: a mask needs a copy of the whole (B, T, F) tensor and costs six times as much. Means of
-    float32 it takes as of bags of embeddings, all texts at once. A GPU, to which copies are cheap
-    and many small runs are not, masks where there are many. For inference alone: no gradient
-    passes.
+    masked: a mask needs a copy of the whole (B, T, F) tensor and costs six times as much. A GPU, to
+    which copies are cheap and many small runs are not, masks where there are many. For inference
+    alone: no gradient passes.
     """
     real = real.to(states.device)
     states = states[:, : real.width].contiguous()  # as places are counted; most are so already
     crowded = states.device.type != "cpu" and len(real.runs) * RUN_BYTES > states.nbytes
-    found = {}
-    for pooling in poolings:
-        if pooling in (Pooling.FIRST, Pooling.LAST):
-            vectors = _flat(states).index_select(0, real.ends[pooling])
-        elif crowded:
-            vectors = _pool_masked(states, real, pooling)
-        else:
-            vectors = _maxima(states, real) if pooling is Pooling.MAX else _means(states, real)
-        found[pooling] = vectors.float()
+    found: dict[Pooling, torch.Tensor] = {
+        pooling: states.reshape(-1, states.shape[2]).index_select(0, real.ends[pooling])
+        for pooling in poolings
+        if pooling in (Pooling.FIRST, Pooling.LAST)
+    }
+    way = _pool_masked if crowded else _pool_runs
+    found |= way(states, real, [pooling for pooling in poolings if pooling not in found])
+    return {pooling: found[pooling].float() for pooling in poolings}
+
+
+def _pool_runs(
+    states: torch.Tensor, real: Real, poolings: Sequence[Pooling]
+) -> dict[Pooling, torch.Tensor]:
+    found: dict[Pooling, torch.Tensor] = {
+        pooling: torch.empty(
+            (len(real.spans), states.shape[2]),
+            dtype=torch.float32 if pooling is Pooling.MEAN else states.dtype,
+            device=states.device,
+        )
+        for pooling in poolings
+    }
+    most = CHUNK_BYTES if states.device.type == "cpu" else states.nbytes
+    for rows, span in real.runs:
+        texts = max(1, most // ((span.stop - span.start) * states[0, 0].nbytes))
+        for start in range(rows.start, rows.stop, texts):
+            some = slice(start, min(start + texts, rows.stop))
+            part = states[some, span]
+            for pooling, out in found.items():
+                (torch.amax if pooling is Pooling.MAX else torch.sum)(part, 1, out=out[some])
+    if Pooling.MEAN in found:
+        found[Pooling.MEAN] /= real.counts
     return found
 
 
-def _flat(states: torch.Tensor) -> torch.Tensor:
-    return states.reshape(-1, states.shape[2])
-
-
-def _maxima(states: torch.Tensor, real: Real) -> torch.Tensor:
-    found = states.new_empty((len(real.spans), states.shape[2]))
-    for rows, span in real.runs:
-        torch.amax(states[rows, span], 1, out=found[rows])
-    return found
-
-
-def _means(states: torch.Tensor, real: Real) -> torch.Tensor:
-    if states.device.type == "cpu" and states.dtype is torch.float32:
-        return torch.embedding_bag(_flat(states), *real.bags, mode=MEAN_OF_BAG)[0]
-    found = states.new_empty((len(real.spans), states.shape[2]), dtype=torch.float32)
-    for rows, span in real.runs:
-        torch.sum(states[rows, span], 1, dtype=torch.float32, out=found[rows])
-    return found.div_(real.counts)
-
-
-def _pool_masked(states: torch.Tensor, real: Real, pooling: Pooling) -> torch.Tensor:
+def _pool_masked(
+    states: torch.Tensor, real: Real, poolings: Sequence[Pooling]
+) -> dict[Pooling, torch.Tensor]:
     start, stop = real.bounds[:, 1:2], real.bounds[:, 2:]
     steps = torch.arange(states.shape[1], device=states.device)
     left_out = ((steps < start) | (steps >= stop))[:, :, None]
-    if pooling is Pooling.MAX:
-        return states.masked_fill(left_out, -torch.inf).amax(1)
-    return states.masked_fill(left_out, 0.0).sum(1, dtype=torch.float32) / real.counts
+    found: dict[Pooling, torch.Tensor] = {}
+    for pooling in poolings:
+        if pooling is Pooling.MAX:
+            found[pooling] = states.masked_fill(left_out, -torch.inf).amax(1)
+        else:
+            total = states.masked_fill(left_out, 0.0).sum(1, dtype=torch.float32)
+            found[pooling] = total / real.counts
+    return found
