@@ -69,9 +69,9 @@ def frozen() -> Iterator[None]:
 def watch() -> Callable[[int], None]:
     """A function to be told of tokens read, which hands the heap's free pages back now and then.
 
-    To be called when no batch holds memory: what batches of many shapes left free is then whole,
-    and the texts that follow do not settle in it. The next batches fault the pages in again; after
-    every batch that took an eighth of the time of a small model.
+    To be called when no batch holds memory: what batches of many shapes left free is then whole.
+    The next batches fault the pages in again; after every batch that took an eighth of the time of
+    a small model.
     """
     trim = _find("malloc_trim")
     read = 0

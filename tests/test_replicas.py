@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,11 +180,13 @@ def test_one_batch_and_one_core_need_no_copy(cores):
     assert models_of(wrapped, 9) == [wrapped.model]
     cores(3)
     assert len(models_of(wrapped, 9)) == 3
+    assert len(models_of(wrapped, 2)) == 2  # a third would leave a core idle
     cores(2)
     assert len(models_of(wrapped, 9)) == 2
 
 
-def test_an_interrupt_ends_the_batches_that_run(cores):
+@pytest.mark.parametrize("layers", [slice(1, 20), slice(19, 20)])
+def test_an_interrupt_ends_the_batches_that_run(cores, layers):
     def slow(_module, args):
         if args[0].shape[1] == 8:
             time.sleep(0.3)
@@ -197,7 +201,7 @@ def test_an_interrupt_ends_the_batches_that_run(cores):
         raise KeyboardInterrupt
 
     encoded = [Encoded([3] * 12, False)] * 2 + [Encoded([3] * 8, False)] * 40
-    wanted = {(layer, Site.FFN): [Pooling.MEAN] for layer in wrapped.layout.layers[1:20]}
+    wanted = {(layer, Site.FFN): [Pooling.MEAN] for layer in wrapped.layout.layers[layers]}
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         backbone.gather(wrapped, encoded, wanted, lambda *a: stored.append(len(a[3])), done)
@@ -240,8 +244,76 @@ def test_every_batch_has_its_share_of_the_threads(cores):
     assert len({thread for *_, thread in seen}) == 2
     assert {model for model, *_ in seen} == {id(model) for model in models}
     assert torch.get_num_threads() == 4
-    fresh: list[int] = []
-    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert fresh == [4]
+    assert threads_of_a_new_thread() == 4
+
+
+def threads_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_the_number_of_threads_stays_whoever_reads_at_the_same_time(cores):
+    """A server has a new thread for every request."""
+    wrapped = wrap(build("Llama", LLAMA))
+    cores(8)
+    expected = read(wrapped, texts())
+    for _ in range(8):
+        with ThreadPoolExecutor(3) as requests:
+            found = list(requests.map(lambda _: read(wrapped, texts()), range(3)))
+        for one in found:
+            assert_same(one, expected)
+        assert threads_of_a_new_thread() == 8
+    assert torch.get_num_threads() == 8
+
+
+def test_many_short_runs_end(cores):
+    """One of the two threads has hardly begun when the other has done all."""
+    cores(2)
+    models = [nn.Identity(), nn.Identity()]
+    left = 2000
+
+    def run(_model, item, _check):
+        if item == left:
+            raise ModelError("the first one fails")
+        return item
+
+    def work() -> None:
+        nonlocal left
+        while left:
+            left -= 1
+            with run_on(models, run, (0, 1)) as results, suppress(ModelError):
+                list(results)
+            with suppress(ModelError), run_on(models, run, (left, 1)) as results:
+                next(results)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(60)
+    assert left == 0
+
+
+def test_a_model_is_not_copied_in_the_middle_of_a_pass(cores):
+    """The hooks of the pass would be copied with it."""
+    wrapped = wrap(build("Llama", LLAMA))
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def wait(*_args) -> None:
+        arrived.set()
+        assert go_on.wait(60)
+
+    handle = wrapped.model.layers[0].mlp.register_forward_pre_hook(wait)
+    one = texts(1)
+    cores(2)
+    with ThreadPoolExecutor(2) as pool:
+        passing = pool.submit(read, wrapped, one)
+        assert arrived.wait(60)
+        copying = pool.submit(models_of, wrapped, 9)
+        time.sleep(0.2)
+        assert not copying.done()
+        handle.remove()
+        go_on.set()
+        model, copy = copying.result()
+        passing.result()
+    for one, other in zip(model.modules(), copy.modules(), strict=True):
+        assert len(one._forward_hooks) == len(other._forward_hooks)
+        assert len(one._forward_pre_hooks) == len(other._forward_pre_hooks)

@@ -14,7 +14,7 @@ from spin_cli.choices import Long, Side
 from spin_cli.errors import DataError
 
 OVERHEAD = 32
-"""A batch costs this part of the tokens it may have at most, beside its own tokens: 24 on a CPU.
+"""A batch costs this part of the tokens it may have at most, beside its own tokens: 32 on a CPU.
 There, 16 to 128 made no difference above the noise (see benchmarks/README.md)."""
 ENCODED_AT_ONCE = 128
 """Texts given to the tokenizer at once, which keeps far more of each token than its number: a whole

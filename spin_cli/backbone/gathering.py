@@ -14,7 +14,7 @@ from torch import nn
 
 from spin_cli.backbone.batching import Encoded, Part, plan_batches
 from spin_cli.backbone.loading import Backbone
-from spin_cli.backbone.reading import Wanted, read
+from spin_cli.backbone.reading import Check, Wanted, read, unchecked
 from spin_cli.backbone.replicas import models_of, run_on
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.errors import ModelError
@@ -107,7 +107,7 @@ class _Out:
     later: Later
     once: bool = False
     """No row may come again, and rows come in order."""
-    check: Task = lambda: None
+    check: Check = unchecked
     """Raises where the vectors are not wanted any more."""
 
 
@@ -123,7 +123,7 @@ def _read_all(
     batches = plan_batches(lengths, backbone.batch_tokens)
     batches.sort(key=lambda batch: -len(batch) * lengths[batch[0]])
 
-    def run(model: nn.Module, batch: list[int], check: Task) -> list[Task]:
+    def run(model: nn.Module, batch: list[int], check: Check) -> list[Task]:
         stores: list[Task] = []
         rows, parts = [items[number][0] for number in batch], [items[number][1] for number in batch]
         own = replace(out, later=stores.append, check=check)
@@ -242,7 +242,6 @@ def _run(
     together = device.type == "cuda" and backbone.options.device_map is None
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
-        out.check()
         vectors = vectors.to(STORED[out.dtype])
         if wait:
             found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
@@ -250,7 +249,7 @@ def _run(
             out.store(layer, site, pooling, rows, bits(vectors.cpu()))
 
     spans = [(part.start, part.stop) for part in parts]
-    read(backbone, [part.ids for part in parts], wanted, keep, spans=spans)
+    read(backbone, [part.ids for part in parts], wanted, keep, spans=spans, check=out.check)
     copied = _record(device) if together else None
 
     def store() -> None:

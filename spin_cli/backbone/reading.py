@@ -27,8 +27,20 @@ Wanted = Mapping[tuple[str, Site], Sequence[Pooling]]
 Sink = Callable[[str, Site, Pooling, torch.Tensor], None]
 """Takes (layer, site, pooling, (B, F) float32) as each becomes known."""
 
+Check = Callable[[], None]
+"""Called at every block of a forward pass; what it raises ends the pass."""
+
 _turns: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
 """Hooks are the module's, whoever's pass it is: batches on the same modules take turns."""
+
+
+def turn_of(model: nn.Module) -> threading.Lock:
+    """What is held while a pass of *model* runs, and spin's hooks are on it."""
+    return _turns.setdefault(model, threading.Lock())
+
+
+def unchecked() -> None:
+    """Let the pass go on."""
 
 
 class _Enough(Exception):  # noqa: N818 - not an error: it breaks off a forward pass
@@ -42,6 +54,7 @@ def read(
     sink: Sink,
     *,
     spans: Sequence[tuple[int, int]] | None = None,
+    check: Check = unchecked,
 ) -> None:
     """Run one batch and hand every wanted vector to *sink*.
 
@@ -52,6 +65,7 @@ def read(
     wanted : the (layer, site) pairs and their poolings
     sink : called once for each of them, with a (B, F) float32 tensor on the model's device
     spans : positions of each text that are pooled; default all
+    check : called at every block
 
     Raises
     ------
@@ -65,7 +79,7 @@ def read(
         for pooling, vectors in pool(states, real, wanted[layer, site]).items():
             sink(layer, site, pooling, vectors)
 
-    read_states(backbone, batch, wanted, take)
+    read_states(backbone, batch, wanted, take, check=check)
 
 
 @torch.inference_mode()
@@ -74,6 +88,8 @@ def read_states(
     batch: Sequence[Sequence[int]],
     wanted: Collection[tuple[str, Site]],
     take: Take,
+    *,
+    check: Check = unchecked,
 ) -> None:
     """Run one batch and hand the token vectors at every wanted (layer, site) to *take*.
 
@@ -84,6 +100,7 @@ def read_states(
     wanted : the (layer, site) pairs
     take : called once for each of them, with a (B, T, F) tensor of the model's dtype on its
         device; row *b* is real up to its text's length and padding behind it
+    check : called at every block
 
     Raises
     ------
@@ -97,7 +114,7 @@ def read_states(
     mask = None
     if min(lengths) < width:  # padding is always on the right: see DESIGN on left padding
         mask = send([[1] * length + [0] * (width - length) for length in lengths], backbone.device)
-    run_states(backbone, ids, mask, wanted, take)
+    run_states(backbone, ids, mask, wanted, take, check=check)
 
 
 def run_states(
@@ -108,6 +125,7 @@ def run_states(
     take: Take,
     *,
     early: bool = True,
+    check: Check = unchecked,
 ) -> None:
     """As `read_states`, on tensors: *ids* (B, T) and *mask* (B, T), 1 for real tokens.
 
@@ -122,6 +140,7 @@ def run_states(
     sites = {site for _, site in wanted}
 
     def take_once(layer: str, site: Site, states: torch.Tensor) -> None:
+        check()
         if (layer, site) not in missing:
             return
         take(layer, site, states)
@@ -129,8 +148,7 @@ def run_states(
         if early and not missing:
             raise _Enough
 
-    turn = _turns.setdefault(backbone.model, threading.Lock())
-    with turn, contextlib.suppress(_Enough), contextlib.ExitStack() as undo:
+    with turn_of(backbone.model), contextlib.suppress(_Enough), contextlib.ExitStack() as undo:
         for stack in backbone.layout.stacks:
             rows, width = ids.shape
             undo.enter_context(hooked(backbone.model, stack, rows, width, take_once, sites))

@@ -23,11 +23,16 @@ from torch import nn
 from spin_cli.backbone.discovery import probe_ids
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.placing import is_placed
-from spin_cli.backbone.reading import read_states
+from spin_cli.backbone.reading import Check, read_states, turn_of
 from spin_cli.choices import Site
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_counting = threading.Lock()
+"""Held while torch's number of threads, which new threads begin with, is not the process's own."""
+_copying = threading.Lock()
+"""Held while a model's copies are counted and made."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the caller is not there any more
@@ -51,11 +56,17 @@ def models_of(backbone: Backbone, batches: int) -> list[nn.Module]:
     """
     if batches < 2 or backbone.device.type != "cpu" or is_placed(backbone.options):
         return [backbone.model]
-    count = share_cores(torch.get_num_threads()) - 1
-    while len(backbone.copies) < count:
-        backbone.copies.append(_replicate(backbone))
+    count = min(share_cores(_threads()), batches) - 1
+    with _copying:
+        while len(backbone.copies) < count:
+            backbone.copies.append(_replicate(backbone))
     made = (replica for replica in backbone.copies[:count] if replica is not None)
     return [backbone.model, *made]
+
+
+def _threads() -> int:
+    with _counting:  # a thread that asks for the first time is told what is set now
+        return torch.get_num_threads()
 
 
 def _replicate(backbone: Backbone) -> nn.Module | None:
@@ -63,7 +74,8 @@ def _replicate(backbone: Backbone) -> nn.Module | None:
     model = backbone.model
     shared: dict[int, Any] = {id(it): it for it in (*model.parameters(), *model.buffers())}
     try:
-        replica = copy.deepcopy(model, shared)
+        with turn_of(model):  # hooks of a pass would be copied too, and stay
+            replica = copy.deepcopy(model, shared)
         pairs = zip(_trial(backbone), _trial(replace(backbone, model=replica)), strict=True)
         same = all(torch.equal(one, other) for one, other in pairs)
     except Exception:  # whatever a stranger's module raises
@@ -88,7 +100,7 @@ def _trial(backbone: Backbone) -> list[torch.Tensor]:
 @contextmanager
 def run_on(
     models: Sequence[nn.Module],
-    run: Callable[[nn.Module, Item, Callable[[], None]], Result],
+    run: Callable[[nn.Module, Item, Check], Result],
     items: Sequence[Item],
 ) -> Iterator[Iterator[Result]]:
     """Give the results of *run* for every item, in order; on each of *models* one item at a time.
@@ -97,8 +109,7 @@ def run_on(
 
     Parameters
     ----------
-    models : from `models_of`; with one alone, items are run in this thread on all cores;
-        else there are at least two items
+    models : from `models_of`; with one alone, items are run in this thread on all cores
     run : called with a model, an item, and a function to be called now and then, which raises
         `Stopped` once the result is not wanted any more
     items : best the dearest first, so that no model is left with one when the others are done
@@ -123,21 +134,35 @@ def run_on(
         finally:
             idle.put(model)
 
-    cores, count = torch.get_num_threads(), min(len(models), len(items))
-    ready = threading.Barrier(count + 1)
+    with ThreadPoolExecutor(len(models)) as pool:
+        _share_threads(pool, len(models))
+        try:
+            yield pool.map(one, items)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
-    def begin() -> None:
-        torch.set_num_threads(cores // len(models))  # of this thread, and of those to come
-        torch.get_num_threads()  # a thread that never asked would ask at its first operation
-        ready.wait()
 
-    pool = ThreadPoolExecutor(count, initializer=begin)
-    try:
-        results = pool.map(one, items)
-        ready.wait()
-        torch.set_num_threads(cores)
-        yield results
-    finally:
-        stop.set()
-        ready.abort()
-        pool.shutdown(cancel_futures=True)
+def _share_threads(pool: ThreadPoolExecutor, count: int) -> None:
+    """Begin the *count* threads of a pool, each of which is to compute on its share of the cores.
+
+    torch keeps a number of its own for every thread, but what sets it sets the number of threads to
+    come, too; so that one is put back when all have begun.
+    """
+    ready = threading.Barrier(count)  # none takes a second task before all have their first
+    with _counting:
+        cores = torch.get_num_threads()
+
+        def begin(_number: int) -> None:
+            torch.set_num_threads(cores // count)
+            torch.get_num_threads()  # a thread that never asked would ask at its first operation
+            ready.wait()
+
+        try:
+            list(pool.map(begin, range(count)))
+        except BaseException:  # an interrupt: none may wait for one that was not begun
+            ready.abort()
+            pool.shutdown()
+            raise
+        finally:
+            torch.set_num_threads(cores)
