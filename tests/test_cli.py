@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -12,7 +13,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+import tty
 
 import pytest
 
@@ -277,6 +280,40 @@ def test_evaluation_leaves_stdout_to_the_predictions(spin, head, tiny_run):
     assert done.code == 0
     assert len(json_lines(done.out)) == 20
     assert "accuracy" in done.err
+
+
+@pytest.mark.parametrize("where", ["file", "pipe", "terminal"])
+def test_predictions_go_where_stdout_goes_with_a_person_at_the_terminal(head, tmp_path, where):
+    """What shows progress on stderr must neither take the lines nor break them."""
+    lines = [f"{text} and " * 12 for text, _ in sentences()[:40]]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    parent, child = os.openpty()
+    tty.setraw(child)  # else it ends lines with a carriage return
+    seen: list[bytes] = []
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # when nobody has the other end open any more
+            while part := os.read(parent, 4096):
+                seen.append(part)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    command = [*SPIN, "predict", head, tmp_path / "texts.txt"]
+    with (tmp_path / "found.jsonl").open("w+b") as file:
+        out = {"file": file, "pipe": subprocess.PIPE, "terminal": child}[where]
+        done = subprocess.run(
+            command, env=ENV | {"TERM": "xterm"}, stdin=child, stdout=out, stderr=child,
+            timeout=PATIENCE, check=True,
+        )  # fmt: skip
+        os.close(child)
+        watcher.join(PATIENCE)
+        os.close(parent)
+        file.seek(0)
+        shown = b"".join(seen)
+        found = {"file": file.read(), "pipe": done.stdout, "terminal": shown}[where]
+    records = [json.loads(line) for line in found.splitlines()]
+    assert [record["id"] for record in records] == [str(n) for n in range(len(lines))]
+    assert (b"predict" in shown) == (where == "file")  # the bar
 
 
 def test_no_input_gives_no_lines(spin, head, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from spin_cli import heap
 from spin_cli.choices import OutputFormat
 from spin_cli.cli.style import Style, trace_record
-from spin_cli.cli.terminal import print_json, print_table, progress_bar, say
+from spin_cli.cli.terminal import is_file, print_json, print_table, progress_bar, say
 from spin_cli.cli.writing import partial_path, writing, writing_lines
 from spin_cli.config import PredictConfig
 from spin_cli.ranks import Ranks
@@ -83,10 +84,10 @@ class Run:
 
     def _write(self) -> None:
         config = self.config
-        with progress_bar("predict") as progress:
-            # A bar would run through the lines where these go to the terminal.
-            step = None if config.output is None else lambda n: progress("predict", n, None)
-            windows = self._windows(step)
+        # A bar would run through lines that go to the terminal, be it through another program.
+        shown = config.output is not None or is_file(sys.stdout)
+        with progress_bar("predict", shown=shown) as progress:
+            windows = self._windows(lambda n: progress("predict", n, None))
             if not self.ranks.first:
                 for _ in windows:
                     pass

@@ -9,12 +9,16 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from spin_cli import ranks
 from spin_cli.errors import SpinError
+
+if TYPE_CHECKING:  # rich has to wait until something is shown
+    from rich.progress import ProgressColumn
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -48,10 +52,11 @@ def print_error(error: SpinError) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Progress]:
+def progress_bar(label: str, *, shown: bool = True) -> Iterator[Progress]:
     """A bar with rate and time left, on a terminal; nothing elsewhere or with ``-q``."""
     if (
-        verbosity < 0
+        not shown
+        or verbosity < 0
         or not ranks.current().first
         or not sys.stderr.isatty()
         or os.environ.get("TERM") == "dumb"
@@ -59,32 +64,47 @@ def progress_bar(label: str) -> Iterator[Progress]:
         yield lambda _what, _done, _total: None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None, rate="")
+        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), _times_column()
+    )  # fmt: skip
+    # What rich redirects it prints on the terminal, but stdout may be a file or a pipe.
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda _what, done, total: bar.update(task, completed=done, total=total)
 
-        def update(_what: str, done: int, total: int | None) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total, rate=f"{speed:.0f}/s" if speed else "")
 
-        yield update
+def _times_column() -> ProgressColumn:
+    """Rate, time gone, and time left at the mean rate so far: single steps may differ much."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        first: tuple[float, float] | None = None
+
+        def render(self, task: Task) -> Text:
+            gone, rate, left = task.elapsed or 0.0, "", ""
+            if task.total is not None or task.completed:
+                self.first = self.first or (gone, task.completed)
+                seconds, steps = gone - self.first[0], task.completed - self.first[1]
+                if seconds > 0 and steps > 0:
+                    speed = steps / seconds
+                    rate = f"{speed:,.0f}/s  " if speed >= 10 else f"{speed:.1f}/s  "
+                    if task.total is not None:
+                        left = f", {clock((task.total - task.completed) / speed)} left"
+            return Text(f"{rate}{clock(gone)} gone{left}")
+
+    return Times()
+
+
+def is_file(stream: TextIO) -> bool:
+    """Whether *stream* goes to a file on the disk, and not to a terminal or another program."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # closed, or made up
+        return False
 
 
 def print_table(
@@ -163,3 +183,11 @@ def human_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def clock(seconds: float) -> str:
+    """A span of time that changes as one looks: ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
