@@ -88,14 +88,18 @@ def plan_for(data: Path, model: str, dtype: Dtype = Dtype.FLOAT32) -> extraction
     return extraction.plan(data, config)
 
 
-def bare_forward(plan: extraction.Plan) -> Timed:
-    """The forward pass alone, on the batches that the extraction runs."""
+def bare_forward(plan: extraction.Plan, batch_tokens: int | None = None) -> Timed:
+    """The forward pass alone, one batch after the other on all cores.
+
+    Batches are those that the extraction runs, or, out of the same windows, of so many tokens.
+    """
+    most = batch_tokens or plan.model.batch_tokens
     rows = list(plan.dataset.rows())
     batches = []
     for window in plan.windows:
         texts = [row.text for row in rows[window.start : window.stop]]
         ids = [item.ids for item in backbone.encode(plan.model, texts)]
-        for batch in backbone.plan_batches([len(i) for i in ids], plan.model.batch_tokens):
+        for batch in backbone.plan_batches([len(i) for i in ids], most):
             batches.append(padded([ids[row] for row in batch], plan.model))
 
     @torch.inference_mode()
@@ -182,8 +186,9 @@ def measure_forward(args: argparse.Namespace, folder: Path) -> None:
         data = take_rows(args.data / "sst2" / "train.csv.gz", rows, folder / "train.csv")
         plan = plan_for(data, model)
         bare, whole, ratio = in_turn(
-            bare_forward(plan), whole_extraction(plan, folder), args.repeats, folder
-        )
+            bare_forward(plan, args.bare_tokens), whole_extraction(plan, folder), args.repeats,
+            folder,
+        )  # fmt: skip
         show("forward", model, f"SST-2, {rows} rows", bare, whole, ratio)
 
 
@@ -331,6 +336,10 @@ def main() -> None:
     parser.add_argument("--model", help="default: the bundled models")
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--bare-tokens", type=int,
+        help="tokens in a batch of the bare pass in ``forward`` [default: as in extract]",
+    )  # fmt: skip
     parser.add_argument("--gpu-layers", type=int, default=32, help="of the model in ``gpu``")
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
