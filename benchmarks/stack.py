@@ -27,6 +27,7 @@ from spin_cli import artifacts, metrics  # noqa: E402
 from spin_cli.activations import features_of  # noqa: E402
 from spin_cli.choices import Metric, StorageDtype  # noqa: E402
 from spin_cli.config import CV_VAL_ROWS  # noqa: E402
+from spin_cli.dataset import read_texts  # noqa: E402
 from spin_cli.samples import read_samples  # noqa: E402
 from spin_cli.training import baselines  # noqa: E402
 from spin_cli.training.duplicates import near_duplicates  # noqa: E402
@@ -56,7 +57,7 @@ def main() -> None:
         dtype = StorageDtype(manifest["storage_dtype"])
         return Reader(args.activations, {}, layers, len(codes), wanted, dtype)
 
-    texts = baselines.read_texts(manifest)
+    texts = read_texts(args.activations, manifest, baselines.MAX_ROWS)
     groups = None if isinstance(texts, str) else near_duplicates([texts[row] for row in known])
     n_train, n = len(rows["train"]), len(known)
     split = Split(

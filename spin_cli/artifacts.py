@@ -170,6 +170,11 @@ def check_size(folder: Path, name: str, entry: Any) -> None:
         )
 
 
+def seen_from(folder: Path, path: Path) -> str:
+    """*path* relative to *folder*, where both lie now; a link keeps its name."""
+    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
+
+
 def parent_entry(child: Path, parent: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """How a manifest names the artifact it was made from; the path is relative to the child."""
     relative = os.path.relpath(parent.resolve(), child.resolve())

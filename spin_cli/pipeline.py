@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from spin_cli import artifacts, atomic, extraction, selection, training
+from spin_cli import artifacts, atomic, dataset, extraction, selection, training
 from spin_cli.errors import ArtifactError, SpinError
 from spin_cli.recipe import FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
 
@@ -208,7 +208,8 @@ def read_sections(folder: Path) -> tuple[Sections, str]:
         )
     request = artifacts.read_manifest(path, STAGES[0])["request"]
     options = dict(request["options"])
-    paths = [Path(entry["path"]) for entry in request["data"]]
+    named = dataset.places(request["data"], path)
+    paths = [next((p for p in each if p.exists()), each[0]) for each in named]
     data = paths[0] if len(paths) == 1 else paths[0].parent
     sections: Sections = {
         "data": {"path": str(data), **options.pop("data")},

@@ -36,6 +36,7 @@ from spin_cli.config import (
 )
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.extraction import planning
+from spin_cli.reports.sources import read_run
 from spin_cli.samples import read_samples
 from spin_cli.training import contest
 from spin_cli.training.pick import best_of
@@ -317,6 +318,27 @@ def test_rivals_and_intervals_are_in_the_report(whole):
     assert "TF-IDF" in (whole / "head" / "README.md").read_text()
 
 
+def test_the_texts_are_found_wherever_spin_is_started(tmp_path, monkeypatch):
+    """A file of the same name in another folder is not taken for them."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there / "texts"):
+        folder.mkdir(parents=True)
+    cut("reviews", here / "texts", 100, 30)
+    (there / "texts" / "train.csv").write_text("text,label\na stranger,positive\n")
+    monkeypatch.chdir(here)
+    extraction.extract(Path("texts"), Path("activations"), replace(CONFIG, layers="1"))
+    selection.select(Path("activations"), Path("selection"), SelectConfig())
+    training.train(Path("selection"), Path("head"), TrainConfig(cv=3))
+    monkeypatch.chdir(there)
+    training.train(Path("../here/selection"), Path("../here/other"), TrainConfig(cv=3))
+    assert_same(here / "head", here / "other")
+    assert "tfidf" in json.loads((here / "other" / "metrics.json").read_text())
+    assert all(check.ok for check in verify(Path("../here/activations")))
+    assert isinstance(read_run(Path("../here")).texts, list)
+    monkeypatch.chdir(here.rename(tmp_path / "moved"))
+    assert isinstance(read_run(tmp_path / "moved").texts, list)
+
+
 def test_without_the_texts_there_is_no_tfidf_and_the_reason_is_told(data, tmp_path):
     copy = shutil.copytree(data, tmp_path / "data")
     extraction.extract(copy, tmp_path / "activations", replace(CONFIG, layers="1"))
@@ -325,5 +347,7 @@ def test_without_the_texts_there_is_no_tfidf_and_the_reason_is_told(data, tmp_pa
         file.write("another,positive\n")
     made = training.train(tmp_path / "selection", tmp_path / "head", TrainConfig(cv=0))
     assert "tfidf" not in made["metrics"]
-    assert any("val.csv changed" in note for note in made["metrics"]["notes"])
+    (told,) = [note for note in made["metrics"]["notes"] if "TF-IDF" in note]
+    assert "val.csv changed" in told
+    assert "near-duplicates" in told and "another head" in told
     assert made["metrics"]["judged_on"] == {"what": "val", "rows": 60}

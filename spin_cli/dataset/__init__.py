@@ -4,12 +4,13 @@ The one outside world here is text files: formats, encodings, broken quotes, spl
 that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names file and line.
 """
 
-from spin_cli.dataset.collection import Dataset, Source, hash_sources, reread, scan
+from spin_cli.dataset.collection import Dataset, Source, hash_sources, places, reread, scan
 from spin_cli.dataset.formats import detect_format
 from spin_cli.dataset.labels import split_labels
 from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows
 from spin_cli.dataset.spool import spooled
 from spin_cli.dataset.streams import is_live
+from spin_cli.dataset.texts import read_texts
 
 __all__ = [
     "BadRow",
@@ -19,8 +20,10 @@ __all__ = [
     "detect_format",
     "hash_sources",
     "is_live",
+    "places",
     "read_items",
     "read_rows",
+    "read_texts",
     "reread",
     "scan",
     "split_labels",

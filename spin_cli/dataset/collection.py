@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_cli import artifacts
 from spin_cli.choices import Format
 from spin_cli.config import SPLITS, DataConfig
 from spin_cli.dataset.arrow import hash_saved, is_saved_dataset
@@ -153,7 +154,24 @@ def hash_sources(data: Path, config: DataConfig) -> list[dict[str, str]]:
     ]
 
 
-def reread(sources: Sequence[Mapping[str, Any]], config: DataConfig) -> Iterator[Row]:
+def places(sources: Sequence[Mapping[str, Any]], folder: Path) -> list[list[Path]]:
+    """Where each file that the manifest in *folder* lists may lie.
+
+    As it was named, then as its log saw it from *folder*: a relative name depends on where spin was
+    started. In the log, since the manifest of a run elsewhere is the same.
+    """
+    log = artifacts.read_json(folder / artifacts.LOG) if (folder / artifacts.LOG).is_file() else {}
+    seen = log.get("data") if isinstance(log, dict) else None
+    named = [[Path(entry["path"])] for entry in sources]
+    if isinstance(seen, list) and len(seen) == len(named):
+        for each, path in zip(named, seen, strict=True):
+            each.append(folder / str(path))
+    return named
+
+
+def reread(
+    sources: Sequence[Mapping[str, Any]], config: DataConfig, folder: Path
+) -> Iterator[Row]:
     """Read again, in order, the rows of the files that a manifest lists.
 
     Parameters
@@ -161,22 +179,36 @@ def reread(sources: Sequence[Mapping[str, Any]], config: DataConfig) -> Iterator
     sources : ``split``, ``path``, ``sha256`` and ``rows`` of each file
     config : DataConfig
         How they were read.
+    folder : Path
+        Where the manifest lies.
 
     Raises
     ------
     DataError
         A file is gone, or is no longer what was read.
     """
-    for entry in sources:
-        path, split = Path(entry["path"]), str(entry["split"])
-        if not path.exists():
-            raise DataError(f"{path}: gone; the texts were read from it")
-        sha256, size = _hash_source(path)
+    for entry, where in zip(sources, places(sources, folder), strict=True):
+        path, size = _find(where, entry["sha256"])
         kind = Format.AUTO if is_saved_dataset(path) else detect_format(str(path), config.format)
-        source = Source(split, path, kind, entry["sha256"], size, int(entry["rows"]))
-        if sha256 != entry["sha256"]:
-            raise _changed(source)
+        rows = int(entry["rows"])
+        source = Source(str(entry["split"]), path, kind, entry["sha256"], size, rows)
         yield from _read_again(source, config, 0)
+
+
+def _find(where: Sequence[Path], sha256: str) -> tuple[Path, int]:
+    """The one of a file's `places` that still holds what was read, and its size."""
+    there = [path for path in where if path.exists()]
+    for path in there:
+        found, size = _hash_source(path)
+        if found == sha256:
+            return path, size
+    if there:
+        raise DataError(
+            f"{there[0]} changed since it was read", "put it back, or extract again with --force"
+        )
+    raise DataError(
+        f"{where[0]}: gone; the texts were read from it", "put it back where it was"
+    )
 
 
 @dataclass

@@ -222,7 +222,8 @@ def complete(partial: Partial, log: dict[str, Any]) -> None:
     )
     for path in folder.glob(".*.tmp"):  # left by a kill in the middle of a small file
         path.unlink()
-    artifacts.write_log(folder, log)
+    seen = [artifacts.seen_from(folder, source.path) for source in plan.dataset.sources]
+    artifacts.write_log(folder, log | {"data": seen})
     content = _content(plan, lengths, overflows)
     artifacts.write_manifest(folder, "activations", content, leave_out=NOTES)
 

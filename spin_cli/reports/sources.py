@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from spin_cli import activations, artifacts
 from spin_cli.activations import Feature
 from spin_cli.choices import Metric, Pooling, StorageDtype
-from spin_cli.config import DataConfig, from_plain
-from spin_cli.dataset import reread
-from spin_cli.errors import ArtifactError, SpinError
+from spin_cli.dataset import read_texts
+from spin_cli.errors import ArtifactError
 from spin_cli.head import METRICS, Head, HeadFeature, load_head
 from spin_cli.reports.drawing import plain
 from spin_cli.samples import Samples, read_samples, read_targets
@@ -204,20 +203,9 @@ class Run:
     @cached_property
     def texts(self) -> list[str] | str:
         """The text of each row; or why they cannot be had."""
-        request, counts = (
-            self.activations().manifest["request"],
-            self.activations().manifest["counts"],
-        )
-        if counts["rows"] > MAX_TEXTS:
-            return f"there are over {MAX_TEXTS:,} texts"
-        try:
-            options = from_plain(DataConfig, request["options"]["data"])
-            found = [row.text for row in reread(request["data"], options)]
-        except (SpinError, OSError) as error:
-            return f"the texts cannot be read again ({plain(error, 200)})"
-        except (KeyError, TypeError, ValueError) as error:
-            return f"the manifest does not say how the texts were read ({plain(error, 200)})"
-        return found if len(found) == counts["rows"] else "the texts are not those that were read"
+        source = self.activations()
+        found = read_texts(source.folder, source.manifest, MAX_TEXTS)
+        return plain(found, 300) if isinstance(found, str) else found
 
     def text(self, row: int) -> str | None:
         """A row's text, where it is still there."""

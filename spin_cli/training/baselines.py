@@ -4,53 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
-from spin_cli.choices import Format
-from spin_cli.dataset import read_rows
-from spin_cli.dataset.arrow import hash_saved
-from spin_cli.dataset.streams import hash_file
-from spin_cli.errors import SpinError
 
 MAX_ROWS, MAX_TERMS = 300_000, 300_000
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """scikit-learn's C, tried on validation rows."""
-
-
-def read_texts(manifest: dict[str, Any]) -> list[str] | str:
-    """The texts behind an activations manifest, in its order; or why they cannot be had."""
-    request = manifest["request"]
-    data, options = request["data"], request["options"]["data"]
-    if manifest["counts"]["rows"] > MAX_ROWS:
-        return f"over {MAX_ROWS:,} texts"
-    texts: list[str] = []
-    try:
-        for entry in data:
-            path = Path(entry["path"])
-            found = hash_saved(path) if path.is_dir() else hash_file(path)
-            if found[0] != entry["sha256"]:
-                return f"{path} changed since it was read"
-            rows = read_rows(
-                path,
-                format=Format.AUTO if path.is_dir() else Format(options["format"]),
-                text_column=options["text_column"],
-                label_column=options["label_column"],
-                id_column=options["id_column"],
-                label_separator=options.get("label_separator"),
-                require_label=True,
-            )
-            texts += [row.text for row in islice(rows, entry["rows"])]
-    except (OSError, SpinError) as error:
-        return f"the texts cannot be read again ({error})"
-    if len(texts) != manifest["counts"]["rows"]:
-        return "the texts are not those that were extracted"
-    return texts
 
 
 def tfidf(

@@ -14,6 +14,7 @@ from spin_cli import artifacts
 from spin_cli.activations import Feature, features_of
 from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import CV_VAL_ROWS, TrainConfig
+from spin_cli.dataset import read_texts
 from spin_cli.samples import read_targets
 from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
@@ -62,7 +63,7 @@ class Inputs:
     @cached_property
     def texts(self) -> list[str] | str:
         """The text of each row; or why they cannot be had."""
-        return baselines.read_texts(self.activations)
+        return read_texts(self.source, self.activations, baselines.MAX_ROWS)
 
     @cached_property
     def groups(self) -> NDArray[np.int64] | None:
@@ -90,6 +91,16 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
         metric=config.metric or Metric(selection["metric"]),
         config=config,
     )
+
+
+def without_texts(inputs: Inputs) -> list[str]:
+    """What to say where the texts cannot be had, since they decide more than one baseline."""
+    if not isinstance(inputs.texts, str):
+        return []
+    return [
+        f"{inputs.texts}, so there is no TF-IDF baseline, and near-duplicates may be trained on and"
+        " judged by at once: another head may be chosen than with the texts"
+    ]
 
 
 def leave_twins_out(inputs: Inputs) -> tuple[Inputs, list[str]]:

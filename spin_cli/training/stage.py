@@ -31,7 +31,13 @@ from spin_cli.training.calibration import (
 from spin_cli.training.card import model_card
 from spin_cli.training.contest import fold_count, search, stacks
 from spin_cli.training.folds import Folds
-from spin_cli.training.inputs import Inputs, leave_twins_out, make_reader, read_inputs
+from spin_cli.training.inputs import (
+    Inputs,
+    leave_twins_out,
+    make_reader,
+    read_inputs,
+    without_texts,
+)
 from spin_cli.training.mlp import fit_final_mlp
 from spin_cli.training.oof import write_oof
 from spin_cli.training.pick import Judged
@@ -86,7 +92,10 @@ def train(
     inputs = read_inputs(source, selection, config)
     for name in ("id", "architecture"):  # of the model card: better missed now than after a search
         inputs.activations["request"]["model"][name]
-    inputs, notes = (inputs, []) if fold_count(inputs) else leave_twins_out(inputs)
+    notes = without_texts(inputs)
+    if not fold_count(inputs):
+        inputs, more = leave_twins_out(inputs)
+        notes += more
     reader = make_reader(source, inputs, inputs.search_rows)
     found = search(reader, inputs, progress)
     oof = out_of_fold(reader, inputs, found) if config.oof else None

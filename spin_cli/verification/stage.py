@@ -179,7 +179,7 @@ def _recompute(
         data = from_plain(DataConfig, manifest["request"]["options"]["data"])
         count = manifest["counts"]["rows"]
         chosen = sorted(random.Random(seed).sample(range(count), min(rows, count)))
-        texts = _pick(reread(manifest["request"]["data"], data), chosen)
+        texts = _pick(reread(manifest["request"]["data"], data, folder), chosen)
         if options.bits is Bits.EIGHT:
             return Check(what, None, "read with 8 bits, where a text's vectors depend on its batch")
         # What runs foreign code or unpickles is never taken from a manifest.
