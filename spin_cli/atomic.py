@@ -112,6 +112,14 @@ def check_vacant(folder: Path, *, force: bool) -> None:
     )
 
 
+def check_free(path: Path, *, force: bool) -> None:
+    """Refuse to write a file over another unless *force* is set, and over a folder at all."""
+    if path.is_dir():
+        raise ArtifactError(f"{path}: is a folder, where a file was expected", "Name a file.")
+    if path.exists() and not force:
+        raise ArtifactError(f"{path}: exists already", "Give --force to replace it.")
+
+
 def clear(folder: Path) -> None:
     """Remove all that is in *folder* but its lock."""
     for path in folder.iterdir():

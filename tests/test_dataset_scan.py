@@ -132,6 +132,22 @@ def test_empty_val_warns(tmp_path):
     assert (data.splits == 0).all()
 
 
+@pytest.mark.parametrize("labels, least", [("ab", 6), (range(50), 51)])
+def test_too_few_rows_for_val_are_refused_at_once(tmp_path, labels, least):
+    """Else all would be extracted before `select` says so."""
+    path = write_rows(tmp_path / "x.csv", labels)
+    error = fail(path)
+    count = len(labels)
+    assert f"x.csv: {count} rows of {count} classes leave none for val" in error.message
+    assert f"{least} rows or more, two or more of a class" in error.hint
+    more = write_rows(tmp_path / "y.csv", [*labels, *labels, *labels][:least])
+    assert (scan(more, CONFIG).splits == 1).any()
+    write_rows(tmp_path / "val.csv", labels)
+    path.rename(tmp_path / "train.csv")
+    more.unlink()
+    assert len(scan(tmp_path, CONFIG)) == 2 * count
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 5])
 def test_val_fraction_out_of_range(tmp_path, fraction):
     path = write_rows(tmp_path / "x.csv", "abab")
@@ -172,7 +188,7 @@ def test_texts_shared_with_train_warn(tmp_path):
 
 
 def test_text_as_label_warns(tmp_path):
-    data = scan(write_rows(tmp_path / "x.csv", range(50)), CONFIG)
+    data = scan(write_rows(tmp_path / "x.csv", range(50)), replace(CONFIG, val_fraction=0))
     assert any("50 classes in 50 rows" in w for w in data.warnings)
 
 
@@ -218,7 +234,7 @@ def test_ids_with_the_same_hash_are_not_duplicates(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "hash", lambda _: 7, raising=False)
     path = tmp_path / "x.csv"
     path.write_text("id,text,label\nk,a,x\nm,b,y\n")
-    assert len(scan(path, replace(CONFIG, id_column="id"))) == 2
+    assert len(scan(path, replace(CONFIG, id_column="id", val_fraction=0))) == 2
 
 
 def test_ids_of_two_files_may_overlap(tmp_path):

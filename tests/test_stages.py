@@ -302,6 +302,22 @@ def test_out_of_fold_probabilities_are_written_and_are_those_that_were_scored(wh
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_out_of_fold_probabilities_replace_no_file_unless_told_to(whole, tmp_path, monkeypatch):
+    """And that is said before any work."""
+    (tmp_path / "oof.csv").write_text("mine")
+    config = TrainConfig(cv=0, max_layer=1, oof=tmp_path / "oof.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr("spin_cli.training.stage.search", None)
+        with pytest.raises(ArtifactError, match=r"oof\.csv: exists already"):
+            training.train(whole / "selection", tmp_path / "head", config)
+        with pytest.raises(ArtifactError, match="is a folder"):
+            other = replace(config, oof=tmp_path)
+            training.train(whole / "selection", tmp_path / "head", other, force=True)
+    assert (tmp_path / "oof.csv").read_text() == "mine"
+    training.train(whole / "selection", tmp_path / "head", config, force=True)
+    assert (tmp_path / "oof.csv").read_text().startswith("id,label,prob_negative")
+
+
 def test_rivals_and_intervals_are_in_the_report(whole):
     report = json.loads((whole / "head" / "metrics.json").read_text())
     assert {"last_layer", "best_layer", "tfidf"} <= set(report)

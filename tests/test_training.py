@@ -709,3 +709,26 @@ def test_stacks_read_what_the_options_allow():
     assert read(max_neurons=50)[0] == read()[0] and read(max_neurons=49) == ([], [])
     for other in ({"masks_only": True}, {"penalty": Penalty.L1}, {"head": HeadKind.MLP}):
         assert read(**other) == ([], [])
+
+
+def known(counts, n_val=20, **options):
+    """What `fold_count` reads of inputs: so many rows of each class."""
+    codes = np.repeat(np.arange(len(counts)), counts)
+    return SimpleNamespace(
+        config=TrainConfig(**options), codes=codes, search_rows=np.arange(len(codes)),
+        rows={"val": np.arange(n_val)}, classes=[f"c{k}" for k in range(len(counts))],
+    )  # fmt: skip
+
+
+def test_a_class_of_one_row_is_told_to_stand_in_the_way_of_folds():
+    rare = known([100, 99, 1])
+    assert contest.fold_count(rare) == 0
+    (note,) = contest.without_folds(rare)
+    assert "'c2'" in note and "20 val rows" in note and "200" in note
+    with pytest.raises(UsageError, match="'c2' has a single row"):
+        contest.fold_count(known([100, 99, 1], cv=3))
+    assert contest.fold_count(known([100, 98, 2])) == contest.CV_FOLDS
+    assert contest.fold_count(known([100, 98, 2], cv=7)) == 7
+    for other in ([100, 98, 2], 20), ([2000, 99, 1], 1000):
+        assert contest.without_folds(known(*other)) == []
+    assert contest.without_folds(known([100, 99, 1], cv=0)) == []

@@ -15,7 +15,7 @@ from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed, numbers
 from spin_cli.cli.terminal import print_json, print_line, print_table, progress_bar, say
 from spin_cli.config import DEFAULT_ETAS_TEXT, AblateConfig
-from spin_cli.errors import ArtifactError, UsageError
+from spin_cli.errors import UsageError
 
 SITES = ("hidden", "ffn", "gate", "both")
 
@@ -73,12 +73,13 @@ def ablate(
 
     Example: `spin ablate run`
     """
+    from spin_cli import atomic
     from spin_cli.training.ablation import ablate as measure
 
     if site is not None and site not in SITES:
         raise UsageError(f"--site {site}: expected one of {', '.join(SITES)}")
-    if output is not None and output.exists() and not force:
-        raise ArtifactError(f"{output}: exists", "Give --force to replace it.")
+    if output is not None:
+        atomic.check_free(output, force=force)
     selection = source / "selection" if (source / "selection").is_dir() else source
     if head is None and selection != source and (source / "head").is_dir():
         head = source / "head"

@@ -47,6 +47,32 @@ def check_classes(scans: Sequence[tuple[str, str, Mapping[str, int]]]) -> None:
         )
 
 
+def check_val(
+    name: str, codes: NDArray[Any], classes: int, val: NDArray[np.bool_], fraction: float
+) -> None:
+    """Refuse rows of train that are too few to split val off, unless none was asked for.
+
+    Parameters
+    ----------
+    name : str
+        Of the train file.
+    codes : (N,), or (N, L), 1 where a label applies
+    classes : number of classes
+    val : (N,), True where a row goes to val
+    fraction : share of train that was to become val
+    """
+    if val.any() or not fraction:
+        return
+    rows = len(codes)
+    least = max(int(0.5 / fraction) + 1, classes + 1)
+    raise DataError(
+        f"{name}: {rows} rows of {classes} classes leave none for val, on which every choice is"
+        f" made: each class keeps a row in train, and --val-fraction is {fraction:g}",
+        f"give {least} rows or more, two or more of a class (better ten of each), a larger"
+        " --val-fraction or a val file; if these are no classes, name another --label-column",
+    )
+
+
 def refuse_duplicate_ids(
     name: str,
     column: str | None,

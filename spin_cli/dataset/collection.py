@@ -18,6 +18,7 @@ from spin_cli.config import SPLITS, DataConfig
 from spin_cli.dataset.arrow import hash_saved, is_saved_dataset
 from spin_cli.dataset.checks import (
     check_classes,
+    check_val,
     collect_warnings,
     count_shared,
     refuse_duplicate_ids,
@@ -130,7 +131,9 @@ def scan(data: Path, config: DataConfig) -> Dataset:
     has_val = any(item.source.split == "val" for item in scans)
     if not has_val:
         pick = pick_val if separator is None else pick_val_labels
-        val = pick(codes[splits == 0], config.val_fraction, config.seed)
+        train = codes[splits == 0]
+        val = pick(train, config.val_fraction, config.seed)
+        check_val(named[0][1], train, len(classes), val, config.val_fraction)
         splits[: len(val)][val] = SPLITS.index("val")
     shared = [(item.source.split, count_shared(scans[0].texts, item.texts)) for item in scans[1:]]
     ids = np.concatenate([item.ids for item in scans])
@@ -169,9 +172,7 @@ def places(sources: Sequence[Mapping[str, Any]], folder: Path) -> list[list[Path
     return named
 
 
-def reread(
-    sources: Sequence[Mapping[str, Any]], config: DataConfig, folder: Path
-) -> Iterator[Row]:
+def reread(sources: Sequence[Mapping[str, Any]], config: DataConfig, folder: Path) -> Iterator[Row]:
     """Read again, in order, the rows of the files that a manifest lists.
 
     Parameters
@@ -206,9 +207,7 @@ def _find(where: Sequence[Path], sha256: str) -> tuple[Path, int]:
         raise DataError(
             f"{there[0]} changed since it was read", "put it back, or extract again with --force"
         )
-    raise DataError(
-        f"{where[0]}: gone; the texts were read from it", "put it back where it was"
-    )
+    raise DataError(f"{where[0]}: gone; the texts were read from it", "put it back where it was")
 
 
 @dataclass

@@ -124,11 +124,7 @@ def _write(work: _Work) -> tuple[str, list[Figure]]:
 
 def _check_vacant(paths: Sequence[Path], force: bool) -> None:
     for path in paths:
-        if path.is_dir() or (path.exists() and not force):
-            raise ArtifactError(
-                f"{path}: exists already" + (", and is a folder" if path.is_dir() else ""),
-                "Name another file." if path.is_dir() else "Give --force to replace it.",
-            )
+        atomic.check_free(path, force=force)
 
 
 def figure_files(figures: Sequence[Figure]) -> dict[str, bytes]:

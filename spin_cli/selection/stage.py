@@ -136,7 +136,8 @@ def read_labels(source: Path, manifest: dict[str, Any]) -> tuple[Samples, NDArra
     if not len(samples.rows("val")):
         raise DataError(
             f"{source}: no validation rows, and every choice is made on them",
-            "Extract again with a val file, or with --val-fraction above 0.",
+            "Extract again with a val file, or with --val-fraction above 0 and two or more rows of"
+            " each class.",
         )
     return samples, codes
 

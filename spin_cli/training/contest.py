@@ -146,21 +146,48 @@ def stack_depths(inputs: Inputs) -> list[int]:
 
 
 def fold_count(inputs: Inputs) -> int:
-    """Folds of the cross-validation; 0: none."""
-    config, n_val = inputs.config, len(inputs.rows["val"])
-    smallest = len(inputs.search_rows)  # labels are not dealt out one by one
-    if inputs.codes.ndim == 1:
-        smallest = int(np.bincount(inputs.codes[inputs.search_rows]).min())
+    """Folds of the cross-validation; 0: none.
+
+    A class takes two rows, so that one is left to learn from where the other is held out.
+    """
+    config, rows = inputs.config, len(inputs.search_rows)
     if config.cv is not None:
-        if config.cv == 1 or config.cv > smallest:
-            raise UsageError(
-                f"--cv {config.cv}: from 2 to {smallest} (rows of the rarest class), or 0 for none"
-            )
+        if single := lone_classes(inputs):
+            most = f"none, as the class {single[0]!r} has a single row of train and val"
+        else:
+            most = f"from 2 to {rows} (rows of train and val)"
+        if config.cv == 1 or config.cv > (0 if single else rows):
+            raise UsageError(f"--cv {config.cv}: {most}; or 0 for none")
         return config.cv
-    rows = len(inputs.search_rows)
-    if n_val >= CV_VAL_ROWS or rows > CV_MAX_ROWS or smallest < CV_FOLDS:
+    if _enough_val(inputs) or lone_classes(inputs):
         return 0
     return CV_FOLDS if rows <= CV_FEW_ROWS else CV_FEW_FOLDS
+
+
+def _enough_val(inputs: Inputs) -> bool:
+    """Whether val rows alone tell heads apart, or cross-validation would take too long."""
+    return len(inputs.rows["val"]) >= CV_VAL_ROWS or len(inputs.search_rows) > CV_MAX_ROWS
+
+
+def lone_classes(inputs: Inputs) -> list[str]:
+    """Classes with one row of train and val; labels are not dealt out one by one."""
+    if inputs.codes.ndim == 2:
+        return []
+    counts = np.bincount(inputs.codes[inputs.search_rows])
+    return [inputs.classes[code] for code in np.flatnonzero(counts < 2)]
+
+
+def without_folds(inputs: Inputs) -> list[str]:
+    """What to say where a class too rare is all that stands in the way of cross-validation."""
+    single = lone_classes(inputs)
+    if inputs.config.cv is not None or _enough_val(inputs) or not single:
+        return []
+    named = ", ".join(map(repr, single[:5])) + (", …" if len(single) > 5 else "")
+    return [
+        f"no cross-validation, as a single row of train and val has the class {named}: all choices"
+        f" were made on {len(inputs.rows['val'])} val rows instead of all"
+        f" {len(inputs.search_rows)}; add rows of it, or leave it out"
+    ]
 
 
 def cross_validate(

@@ -29,7 +29,7 @@ from spin_cli.training.calibration import (
     fit_scaling,
 )
 from spin_cli.training.card import model_card
-from spin_cli.training.contest import fold_count, search, stacks
+from spin_cli.training.contest import fold_count, search, stacks, without_folds
 from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import (
     Inputs,
@@ -79,8 +79,8 @@ def train(
     Raises
     ------
     ArtifactError
-        *source* or the activations behind it are missing, damaged or changed, or *output* is in
-        the way.
+        *source* or the activations behind it are missing, damaged or changed, or *output* or the
+        file for out-of-fold probabilities is in the way.
     UsageError
         No candidate is left by the options, or options that contradict each other.
     DataError
@@ -89,10 +89,12 @@ def train(
     started = time.time()
     selection = artifacts.read_manifest(source, "selection")
     atomic.check_vacant(output, force=force)
+    if config.oof is not None:
+        atomic.check_free(config.oof, force=force)
     inputs = read_inputs(source, selection, config)
     for name in ("id", "architecture"):  # of the model card: better missed now than after a search
         inputs.activations["request"]["model"][name]
-    notes = without_texts(inputs)
+    notes = [*without_texts(inputs), *without_folds(inputs)]
     if not fold_count(inputs):
         inputs, more = leave_twins_out(inputs)
         notes += more
