@@ -20,6 +20,7 @@ from spin_cli.head import load_head
 from spin_cli.samples import read_samples, write_samples
 from spin_cli.training.ablation import AblateConfig, ablate
 from spin_cli.verification import verify
+from tests.helpers import MODEL, sentences, write_csv
 
 PLANTED = (3, 17, 20)
 
@@ -145,6 +146,31 @@ def test_on_the_command_line(spin, tiny_run, tmp_path):
     done = spin("ablate", tiny_run / "run", "--eta", "0.4", "--draws", "1")
     assert done.code == 0
     assert "removed" in done.out
+
+
+def test_without_test_rows_train_and_ablate_say_on_what_they_score(spin, tmp_path):
+    data, run = write_csv(tmp_path / "rows.csv", sentences()), tmp_path / "run"
+    done = spin(
+        "run", data, "-m", MODEL, "-o", run, "--layers", "1", "--val-fraction", "0.4",
+        "-s", "train.masks_only=true",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    out = " ".join(done.out.split())
+    report = json.loads((run / "head/metrics.json").read_text())
+    chosen = report["chosen"]
+    kind = f"{chosen['site']} {chosen['pooling']} eta {chosen['eta']:g}"
+    assert f"On 24 val texts: the chosen head ({kind}, " in out
+    assert "no test rows: scores are of val rows (24)" in done.err
+    low, high = report["spin"]["val"]["intervals"]["accuracy"]
+    assert 0 <= low <= high <= 1 and "comparison" not in report
+    assert f"kind {kind}" in " ".join(spin("inspect", run / "head").out.split())
+    assert report["chosen"]["refit"]
+    done = spin("ablate", run, "--eta", "0.4", "--draws", "1")
+    assert "the trained head was fitted to these val rows too" in done.err
+    assert "rows that it was fitted to" in " ".join(done.out.split())
+    spin("train", run / "selection", "-o", tmp_path / "other", "--no-refit")
+    done = spin("ablate", run, "--head", tmp_path / "other", "--eta", "0.4", "--draws", "1")
+    assert "fitted to" not in done.err + done.out
 
 
 # -- verify ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import tty
 
 import pytest
 
+from spin_cli.cli.training import print_report
 from tests.helpers import (
     ENV,
     MODEL,
@@ -383,3 +384,46 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     assert "Traceback" not in err
     assert not out.exists()
     assert len(windows.read_bytes()) > done + 2
+
+
+# -- what train shows ------------------------------------------------------------------------
+
+
+def entry(depth: int, **more) -> dict:
+    return {
+        "site": "ffn", "pooling": "mean", "eta": 0.4, "depth": depth, "neurons": 9, "score": 0.9,
+        "log_loss": 0.1, "strength": 0.1, "judged_on": "out-of-fold",
+    } | more  # fmt: skip
+
+
+def report_of(**more) -> dict:
+    scores = {"accuracy": 1.0, "macro_f1": 1.0, "log_loss": 0.1, "auroc": float("nan")}
+    few = [entry(depth) for depth in range(8)]
+    few[7] |= {"chosen": True, "matrices": 5, "parts": [{}, {}]}
+    return {
+        "metric": "accuracy", "head": "logistic", "notes": [], "candidates": few,
+        "chosen": few[7], "frontier": [entry(0), few[7]],
+        "rows": {"train": 90, "val": 10, "test": 1}, "spin": {"test": scores},
+        "judged_on": {"what": "out-of-fold", "rows": 100}, "layers_run": 7, "layers_total": 9,
+    } | more  # fmt: skip
+
+
+def test_the_chosen_head_is_shown_among_the_best_however_many_are_before_it(capsys):
+    print_report(report_of())
+    lines = capsys.readouterr().out.splitlines()
+    assert "Best heads on 100 out-of-fold texts (→ the chosen one)" in lines[0]
+    marked = [line.split() for line in lines if "→" in line]
+    assert [words[:5] for words in marked[1:]] == [["→stack", "of", "5", "+", "masks"]] * 2
+    text = " ".join(" ".join(lines).split())
+    assert "On 1 test text: the chosen head (stack of 5 + masks, 7 of 9 layers, 9 neurons)" in text
+    assert "nan" not in text
+    assert max(map(len, lines)) <= 80
+
+
+def test_tables_of_a_head_with_hidden_units_are_of_the_rows_it_was_chosen_on(capsys):
+    mlp = report_of(head="mlp", judged_on={"what": "val", "rows": 10})
+    mlp["candidates"] = [*mlp["candidates"], entry(8, judged_on="val", score=0.1234)]
+    print_report(mlp)
+    out = capsys.readouterr().out
+    assert "Best linear heads on 100 out-of-fold texts" in out and "0.1234" not in out
+    assert "(hidden units on stack of 5 + masks," in " ".join(out.split())

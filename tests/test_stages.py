@@ -318,6 +318,16 @@ def test_out_of_fold_probabilities_replace_no_file_unless_told_to(whole, tmp_pat
     assert (tmp_path / "oof.csv").read_text().startswith("id,label,prob_negative")
 
 
+def test_the_chosen_head_is_marked_among_those_that_were_tried(whole):
+    report = json.loads((whole / "head" / "metrics.json").read_text())
+    (marked,) = [entry for entry in report["candidates"] if "chosen" in entry]
+    assert marked["judged_on"] == report["judged_on"]["what"] == "out-of-fold"
+    for key in ("site", "pooling", "eta", "depth", "strength", "log_loss"):
+        assert marked[key] == report["chosen"][key]
+    assert marked.get("parts") == report["chosen"].get("parts")
+    assert sum("chosen" in entry for entry in report["frontier"]) <= 1
+
+
 def test_rivals_and_intervals_are_in_the_report(whole):
     report = json.loads((whole / "head" / "metrics.json").read_text())
     assert {"last_layer", "best_layer", "tfidf"} <= set(report)

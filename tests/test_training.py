@@ -74,6 +74,20 @@ def test_ties_go_to_the_shallowest_then_the_smallest_head():
     assert best_of([best, *others, clearly], y, Metric.ACCURACY) is clearly
 
 
+@pytest.mark.parametrize("metric", [Metric.ACCURACY, Metric.LOG_LOSS])
+def test_where_every_head_is_right_the_surest_is_not_better(metric):
+    """Its log loss is surely the lowest, but by less than anyone would miss."""
+    y = np.arange(240) % 2
+    p = np.where(y == 1, 1.0, 0.0)
+
+    def certain(error, depth):
+        found = np.abs(p - error)
+        return judged(np.stack([1 - found, found], 1), depth)
+
+    heads = [certain(1e-7, 6), certain(2e-6, 3), certain(5e-5, 1), certain(2e-3, 0)]
+    assert best_of(heads, y, metric).depth == 1
+
+
 def test_a_head_that_beats_a_tied_one_is_tied_too():
     y = np.zeros(400, np.int64)
 

@@ -119,7 +119,8 @@ def _show(found: dict[str, Any]) -> None:
     }
     for name, title in titles.items():
         if found[name] is not None:
-            _table(title, found[name])
+            seen = " (rows that it was fitted to)" if found[name].get("fitted_to") else ""
+            _table(title + seen, found[name])
     print_line("kept: the selected neurons alone. removed: all but these. random: as many of")
     print_line(f"each matrix, mean and sd of {found['draws']} draws.")
 

@@ -204,7 +204,7 @@ def show_kept(scores: Sequence[dict[str, str]]) -> None:
 
 def show_head(found: dict[str, Any], every: bool) -> None:
     """What a head needs, what it reads, and how good it is."""
-    from spin_cli.cli.training import print_report
+    from spin_cli.cli.training import kind_of, print_report
 
     needs, report = found["needs"], found["metrics"]
     reading = needs["reading"]
@@ -216,6 +216,7 @@ def show_head(found: dict[str, Any], every: bool) -> None:
         ["adapter", adapter],
         ["computed in", f"{reading['dtype']}, neurons rounded to {needs['storage_dtype']}"],
         ["tokens", f"up to {reading['max_length']}, longer texts: {reading['long']}"],
+        ["kind", kind_of(report)],
         ["hidden units", str(found["hidden_units"] or "none (linear)")],
         ["threshold", str(found["threshold"] or "the likeliest class")],
         ["abstains", f"below {found['abstain_below']}" if found["abstain_below"] else "never"],

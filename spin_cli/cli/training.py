@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,10 +119,10 @@ def print_report(report: dict[str, Any]) -> None:
         for key, name in RIVALS.items()
         if split in report.get(key, {})
     ]
-    chosen = report["chosen"]
+    count = report["rows"][split]
     print_table(
-        f"On {split}: the chosen head ({layers_run(report)} layers,"
-        f" {chosen['neurons']:,} neurons) and others",
+        f"On {count:,} {split} text{'' if count == 1 else 's'}: the chosen head ({kind_of(report)},"
+        f" {layers_run(report)} layers, {report['chosen']['neurons']:,} neurons) and others",
         ["head", *scores.values()],
         rows,
     )
@@ -185,7 +186,8 @@ def score_cells(scores: dict[str, Any], names: Iterable[str] = SCORES) -> list[s
     """Cells of one row of the report, with 95% intervals where there are some."""
     cells = []
     for name in names:
-        cell = f"{scores[name]:.4f}" if name in scores else "–"
+        value = scores.get(name, math.nan)
+        cell = "–" if math.isnan(value) else f"{value:.4f}"
         if name in scores.get("intervals", {}):
             low, high = scores["intervals"][name]
             cell += f" ({low:.2f}–{high:.2f})"
@@ -193,36 +195,51 @@ def score_cells(scores: dict[str, Any], names: Iterable[str] = SCORES) -> list[s
     return cells
 
 
+def kind_of(report: dict[str, Any]) -> str:
+    """What the chosen head is, in the words of the tables."""
+    kind, pooling, eta = _kind(report["chosen"])
+    words = [kind, pooling, f"eta {eta}" if eta.replace(".", "").isdecimal() else ""]
+    units = "hidden units on " if report["head"] == "mlp" else ""
+    return units + " ".join(word for word in words if word)
+
+
+def _kind(entry: dict[str, Any]) -> tuple[str, str, str]:
+    """Cells that say what a head is: kind (of one on masked neurons the site), pooling, eta."""
+    many, whole = len(entry.get("parts", ())), entry.get("matrices", 0)
+    if whole:
+        return f"stack of {whole}", "+ masks" if many else "", "" if many else "all"
+    if many:
+        return f"blend of {many}", "", ""
+    return entry["site"], entry["pooling"], f"{entry['eta']:g}"
+
+
 def print_candidates(report: dict[str, Any]) -> None:
-    """The best configurations, and what is had for less depth and fewer neurons."""
-    judged = report["judged_on"]
-    columns = ["site", "pooling", "eta", "depth", "neurons", "λ", report["metric"]]
+    """The best configurations, and what is had for less depth and fewer neurons.
+
+    Both on the rows that the choice was made on; hidden units are judged on others afterwards.
+    """
+    what = report["candidates"][0]["judged_on"]  # those out of fold stand before the others
+    rows = report["rows"]["val"] + (report["rows"]["train"] if what != "val" else 0)
+    columns = ["kind", "pooling", "eta", "depth", "neurons", "λ", report["metric"], "log loss"]
 
     def cells(entry: dict[str, Any]) -> list[str]:
-        many, whole = len(entry.get("parts", ())), entry.get("matrices", 0)
-        if whole:
-            what = [f"stack of {whole}", *(("+ masks", "") if many else ("", "all"))]
-        elif many:
-            what = [f"blend of {many}", "", ""]
-        else:
-            what = [entry["site"], entry["pooling"], f"{entry['eta']:g}"]
+        kind, *more = _kind(entry)
+        single = not entry.get("parts") and not entry.get("matrices")
         return [
-            *what, str(entry["depth"]), f"{entry['neurons']:,}",
-            "" if many or whole else f"{entry['strength']:.2g}",
+            f"{'→' if entry.get('chosen') else ' '}{kind}", *more, str(entry["depth"]),
+            f"{entry['neurons']:,}", f"{entry['strength']:.2g}" if single else "",
             f"{entry['score']:.4f}", f"{entry['log_loss']:.4f}",
         ]  # fmt: skip
 
-    best = [e for e in report["candidates"] if e["judged_on"] == judged["what"]]
-    print_table(
-        f"Best heads on {judged['rows']} {judged['what']} texts",
-        [*columns, "log loss"],
-        [cells(entry) for entry in best[:6]],
-    )
-    print_table(
-        "The lowest log loss for a depth and a number of neurons",
-        [*columns, "log loss"],
-        [cells(entry) for entry in thinned(report["frontier"], 8)],
-    )
+    best = [e for e in report["candidates"] if e["judged_on"] == what]
+    shown = best[:6] + [e for e in best[6:] if e.get("chosen")]
+    heads = "linear heads" if report["head"] == "mlp" else "heads"
+    mark = " (→ the chosen one)" if any(e.get("chosen") for e in shown) else ""
+    print_table(f"Best {heads} on {rows:,} {what} texts{mark}", columns, [*map(cells, shown)])
+    few = thinned(report["frontier"], 8)
+    shown = [e for e in report["frontier"] if e in few or e.get("chosen")]
+    title = "The lowest log loss for a depth and a number of neurons, on the same"
+    print_table(title, columns, [*map(cells, shown)])
 
 
 def thinned(entries: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

@@ -49,7 +49,8 @@ def ablate(
     dict
         ``what`` was looked at, ``metric``, ``scored_on`` (test, or val where there is none) and
         ``rows``; under ``refit`` and ``head`` (or None) the score of ``all`` neurons, of ``none``
-        and a list of `Point` as ``points``; ``notes``.
+        and a list of `Point` as ``points``, of the trained head whether it was ``fitted_to`` the
+        rows; ``notes``.
 
     Raises
     ------
@@ -67,6 +68,13 @@ def ablate(
     scored_on = "test" if len(rows["test"]) else "val"
     if scored_on == "val":
         notes.append("no test rows: scored on val rows, by which the penalties are chosen too")
+    fitted_to = scored_on == "val" and chosen.get("refit") is True
+    if fitted_to:
+        notes.append(
+            "the trained head was fitted to these val rows too: its scores say what it uses on"
+            " texts that it has learned, not how good it is on new ones (train --no-refit leaves"
+            " val out)"
+        )
     fits = len(config.etas) * (2 + 2 * config.draws) + 1
     step = _counter(progress, fits)
     what = {
@@ -79,7 +87,7 @@ def ablate(
     refit = _refit(inputs, items, rows, config, step)
     trained = None
     if head is not None:
-        trained = _mean_ablation(head, source, inputs, rows, config)
+        trained = _mean_ablation(head, source, inputs, rows, config) | {"fitted_to": fitted_to}
     return {
         "what": what, "metric": inputs.metric.value, "scored_on": scored_on,
         "rows": {name: len(index) for name, index in rows.items()}, "draws": config.draws,

@@ -39,16 +39,24 @@ def add_intervals(scores: dict[str, Any], drawn: Drawn, level: float) -> None:
 
 def compare_labels(
     report: dict[str, Any],
-    test: NDArray[np.int64],
+    split: str,
+    true: NDArray[np.int64],
     said: Mapping[str, NDArray[np.int64]],
     best: str,
     samples: list[NDArray[np.intp]],
     level: float,
 ) -> None:
-    """Add intervals to all test scores, and a paired bootstrap against the best rival."""
-    drawn = {name: label_metrics.resampled(test, given, samples) for name, given in said.items()}
+    """Add intervals to all scores of a split, and on test a paired bootstrap with the best rival.
+
+    Parameters
+    ----------
+    true, said : (N, L), 1 where a label applies, and where the head and each rival give it
+    """
+    drawn = {name: label_metrics.resampled(true, given, samples) for name, given in said.items()}
     for name, each in drawn.items():
-        add_intervals(report[name]["test"], each, level)
+        add_intervals(report[name][split], each, level)
+    if split != "test":
+        return
     differences = {name: drawn["spin"][name] - drawn[best][name] for name in COMPARED}
     report["comparison"] = {
         "against": best,

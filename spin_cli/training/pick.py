@@ -16,6 +16,9 @@ from spin_cli.label_metrics import resampled
 from spin_cli.training.table import Choice, Reader
 
 RESAMPLES = 200
+SAME_LOSS = 1e-4
+"""Log losses so near are ties, however sure the difference: where every head is right, the surest
+would win, which is mostly the deepest."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,10 @@ def best_of(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> J
 
     Scores within one standard error of the highest are ties: of a hundred candidates the highest
     is mostly lucky. Among these the log loss decides, which is far less noisy; and where that too
-    is within one standard error of the lowest, the shallowest head wins, then the smallest. Both
-    errors are those of the *difference* from the best, over the same rows; so whatever is no worse
-    than a tied head is tied too, though it be so much like the best that the difference is sure.
+    is within one standard error, or `SAME_LOSS`, of the lowest, the shallowest head wins, then the
+    smallest. Both errors are those of the *difference* from the best, over the same rows; so
+    whatever is no worse than a tied head is tied too, though it be so much like the best that the
+    difference is sure.
     """
     thresholds = [metrics.tuned_threshold(metric, y, item.probs) for item in judged]
     scores = [
@@ -119,7 +123,7 @@ def best_of(judged: Sequence[Judged], y: NDArray[np.int64], metric: Metric) -> J
     losses = [metrics.row_losses(y, item.probs) for item in tied]
     means = [float(rows.mean()) for rows in losses]
     lowest = losses[int(np.argmin(means))]
-    errors = [float((rows - lowest).std()) / len(y) ** 0.5 for rows in losses]
+    errors = [max(SAME_LOSS, float((rows - lowest).std()) / len(y) ** 0.5) for rows in losses]
     equal = _no_worse([-mean for mean in means], errors)
     return tied[min(equal, key=lambda at: (tied[at].depth, tied[at].neurons, means[at]))]
 
@@ -165,7 +169,8 @@ def _errors(
     top = int(np.argmax(scores))
     best = again(judged[top], thresholds[top])
     pairs = zip(judged, thresholds, strict=True)
-    return [float(np.nanstd(best - again(item, threshold))) for item, threshold in pairs]
+    least = SAME_LOSS if metric is Metric.LOG_LOSS else 0.0
+    return [max(least, float(np.nanstd(best - again(item, t)))) for item, t in pairs]
 
 
 def frontier(judged: Sequence[Judged], y: NDArray[np.int64]) -> list[Judged]:

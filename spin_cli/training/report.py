@@ -26,6 +26,8 @@ from spin_cli.workers import side_by_side
 
 RESAMPLES = 1000
 LEVEL = 0.95
+MIN_RESAMPLED = 10
+"""Fewest rows whose resamples say something: those of one row are alike, as if it were sure."""
 CELLS = 10_000_000
 """Values that a head is given at once."""
 OUT_OF_FOLD = "out-of-fold"
@@ -82,7 +84,11 @@ def measure(
         name: metrics.evaluate(y[name], probs, inputs.classes, head.limits)
         for name, probs in spin.items()
     }
-    codes = inputs.codes[inputs.search_rows if found.crossed else inputs.rows["val"]]
+    if "test" not in y:
+        notes.append(
+            f"no test rows: scores are of val rows ({len(y['val'])}), on which choices were made"
+            " too, and a little too good"
+        )
     report = {
         **({"multi_label": True} if head.multi_label else {}),
         "metric": inputs.metric.value,
@@ -103,15 +109,12 @@ def measure(
         "calibration": _calibration(found, spin, y, scaling, inputs),
         **{name: _rival_scores(rival, inputs, y) for name, rival in rivals.items()},
         "candidates": _candidates(found, inputs),
-        "frontier": [
-            describe(item, inputs, codes) for item in frontier(found.crossed or found.tried, codes)
-        ],
+        "frontier": _frontier(found, inputs),
         "notes": notes,
     }
     if head.abstain_below is not None:
         report["answered"] = {name: _answered(y[name], probs, head) for name, probs in spin.items()}
-    if "test" in y:
-        _compare(report, spin["test"], rivals, y, inputs, head.limits)
+    _compare(report, spin, rivals, y, inputs, head.limits)
     return report
 
 
@@ -274,28 +277,37 @@ def _answered(y: NDArray[np.int64], probs: Probs, head: Head) -> dict[str, float
 
 def _compare(
     report: dict[str, Any],
-    probs: Probs,
+    spin: dict[str, Probs],
     rivals: dict[str, Rival],
     y: dict[str, NDArray[np.int64]],
     inputs: Inputs,
     threshold: metrics.Threshold,
 ) -> None:
-    """Add intervals to every test score, and the tests against the rival that is best on val."""
-    test, n_classes = y["test"], len(inputs.classes)
-    rows = metrics.resamples(len(test), RESAMPLES)
-    said = {"spin": metrics.decide(probs, threshold)}
+    """Add intervals to every test score, and the tests against the rival that is best on val.
+
+    Without test rows intervals to val scores, and no tests: the head was chosen there. Of fewer
+    than `MIN_RESAMPLED` rows neither.
+    """
+    split = "test" if "test" in y else "val"
+    true, n_classes = y[split], len(inputs.classes)
+    if len(true) < MIN_RESAMPLED:
+        return
+    rows = metrics.resamples(len(true), RESAMPLES)
+    said = {"spin": metrics.decide(spin[split], threshold)}
     for name, rival in rivals.items():
-        said[name] = metrics.decide(rival.probs["test"], _threshold_of(rival, inputs))
+        said[name] = metrics.decide(rival.probs[split], _threshold_of(rival, inputs))
     val = inputs.codes[inputs.rows["val"]]
     best = max(rivals, key=lambda name: score(inputs.metric, val, rivals[name].probs["val"]))
-    if test.ndim == 2:
-        compare_labels(report, test, said, best, rows, LEVEL)
+    if true.ndim == 2:
+        compare_labels(report, split, true, said, best, rows, LEVEL)
         return
-    drawn = {name: _resampled(test, codes, rows, n_classes) for name, codes in said.items()}
+    drawn = {name: _resampled(true, codes, rows, n_classes) for name, codes in said.items()}
     for name, samples in drawn.items():
-        report[name]["test"]["intervals"] = {
+        report[name][split]["intervals"] = {
             metric: _interval(values) for metric, values in samples.items()
         }
+    if split != "test":
+        return
     report["comparison"] = {
         "against": best,
         "level": LEVEL,
@@ -306,7 +318,7 @@ def _compare(
             }
             for metric in ("accuracy", "macro_f1")
         },
-        "mcnemar_p": metrics.mcnemar(said["spin"] == test, said[best] == test),
+        "mcnemar_p": metrics.mcnemar(said["spin"] == true, said[best] == true),
     }
 
 
@@ -338,9 +350,28 @@ def _candidates(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
         (found.crossed, inputs.codes[inputs.search_rows], "out-of-fold"),
         (found.tried, val, "val"),
     ):
-        entries = [describe(item, inputs, y) | {"judged_on": what} for item in items]
+        chosen = items is (found.crossed or found.tried)
+        entries = [_listed(item, found, inputs, y, chosen) | {"judged_on": what} for item in items]
         listed += sorted(entries, key=lambda e: (-e["score"], e["log_loss"]))
     return listed
+
+
+def _frontier(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
+    """What is had for less depth and fewer neurons, on the rows that the choice was made on."""
+    y = inputs.codes[inputs.search_rows if found.crossed else inputs.rows["val"]]
+    items = frontier(found.crossed or found.tried, y)
+    return [_listed(item, found, inputs, y) for item in items]
+
+
+def _listed(
+    item: Judged, found: Found, inputs: Inputs, y: NDArray[np.int64], here: bool = True
+) -> dict[str, Any]:
+    """A candidate as plain values, marked if the choice was made *here* and it is the chosen one.
+
+    Known by its parts, since fitting it to all rows may have left fewer neurons.
+    """
+    mark = {"chosen": True} if here and item.parts == found.best.parts else {}
+    return describe(item, inputs, y) | mark
 
 
 def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, Any]:
