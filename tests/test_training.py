@@ -38,10 +38,10 @@ from spin_cli.training.folds import Folds, fold_rows
 from spin_cli.training.inputs import leave_twins_out
 from spin_cli.training.nonnegative import fit_nonnegative
 from spin_cli.training.pick import Judged, Linear, Part, best_of, frontier
-from spin_cli.training.report import Found
 from spin_cli.training.ridge import fit_ridge, targets
 from spin_cli.training.stack import fit_stacks
 from spin_cli.training.table import Choice, Ranked, Reader
+from spin_cli.training.tried import Found
 
 CHOICE = Choice("ffn", (Pooling.MEAN,), 0.5, 3)
 

@@ -199,15 +199,16 @@ def reread(sources: Sequence[Mapping[str, Any]], config: DataConfig, folder: Pat
 def _find(where: Sequence[Path], sha256: str) -> tuple[Path, int]:
     """The one of a file's `places` that still holds what was read, and its size."""
     there = [path for path in where if path.exists()]
+    named = where[0]  # what is said may end up in a head's notes: no folder that was not given
     for path in there:
         found, size = _hash_source(path)
         if found == sha256:
             return path, size
     if there:
         raise DataError(
-            f"{there[0]} changed since it was read", "put it back, or extract again with --force"
+            f"{named} changed since it was read", "put it back, or extract again with --force"
         )
-    raise DataError(f"{where[0]}: gone; the texts were read from it", "put it back where it was")
+    raise DataError(f"{named}: gone; the texts were read from it", "put it back where it was")
 
 
 @dataclass

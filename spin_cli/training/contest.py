@@ -26,7 +26,6 @@ from spin_cli.training.calibration import Evidence
 from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import Inputs
 from spin_cli.training.pick import Judged, best_of
-from spin_cli.training.report import Found
 from spin_cli.training.search import (
     finalists,
     first_choices,
@@ -36,6 +35,7 @@ from spin_cli.training.search import (
 )
 from spin_cli.training.stack import DEPTHS, WIDEST, fit_stacks
 from spin_cli.training.table import SITES, Reader
+from spin_cli.training.tried import Found
 
 FAST_FINALISTS = 6
 FEW_ROWS = 100

@@ -15,13 +15,14 @@ from spin_cli.activations import Feature
 from spin_cli.choices import Site
 from spin_cli.head import Head
 from spin_cli.training import baselines
-from spin_cli.training.calibration import MIN_ROWS, Evidence, Scaling
+from spin_cli.training.calibration import MIN_ROWS, Scaling
 from spin_cli.training.inputs import Inputs, make_reader
 from spin_cli.training.label_decisions import choose_thresholds
 from spin_cli.training.label_report import compare_labels, cross_fit
-from spin_cli.training.pick import Judged, Part, frontier, score
+from spin_cli.training.pick import score
 from spin_cli.training.search import Fitted, fit_columns, walk_strengths
 from spin_cli.training.table import Reader
+from spin_cli.training.tried import Found, describe, list_candidates, list_frontier
 from spin_cli.workers import side_by_side
 
 RESAMPLES = 1000
@@ -32,19 +33,6 @@ CELLS = 10_000_000
 """Values that a head is given at once."""
 OUT_OF_FOLD = "out-of-fold"
 Probs = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Found:
-    """How a search ended."""
-
-    best: Judged
-    tried: list[Judged]
-    """Judged on val rows."""
-    crossed: list[Judged]
-    """Judged on out-of-fold rows; empty without cross-validation."""
-    evidence: Evidence
-    refit: bool
 
 
 @dataclass(frozen=True)
@@ -108,8 +96,8 @@ def measure(
         "spin": scores,
         "calibration": _calibration(found, spin, y, scaling, inputs),
         **{name: _rival_scores(rival, inputs, y) for name, rival in rivals.items()},
-        "candidates": _candidates(found, inputs),
-        "frontier": _frontier(found, inputs),
+        "candidates": list_candidates(found, inputs),
+        "frontier": list_frontier(found, inputs),
         "notes": notes,
     }
     if head.abstain_below is not None:
@@ -340,65 +328,3 @@ def _interval(values: NDArray[np.float64]) -> list[float]:
     tail = 50.0 * (1.0 - LEVEL)
     low, high = np.percentile(values, [tail, 100.0 - tail])
     return [float(low), float(high)]
-
-
-def _candidates(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
-    """Every head that was tried, best first; those judged out of fold before the others."""
-    listed = []
-    val = inputs.codes[inputs.rows["val"]]
-    for items, y, what in (
-        (found.crossed, inputs.codes[inputs.search_rows], "out-of-fold"),
-        (found.tried, val, "val"),
-    ):
-        chosen = items is (found.crossed or found.tried)
-        entries = [_listed(item, found, inputs, y, chosen) | {"judged_on": what} for item in items]
-        listed += sorted(entries, key=lambda e: (-e["score"], e["log_loss"]))
-    return listed
-
-
-def _frontier(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
-    """What is had for less depth and fewer neurons, on the rows that the choice was made on."""
-    y = inputs.codes[inputs.search_rows if found.crossed else inputs.rows["val"]]
-    items = frontier(found.crossed or found.tried, y)
-    return [_listed(item, found, inputs, y) for item in items]
-
-
-def _listed(
-    item: Judged, found: Found, inputs: Inputs, y: NDArray[np.int64], here: bool = True
-) -> dict[str, Any]:
-    """A candidate as plain values, marked if the choice was made *here* and it is the chosen one.
-
-    Known by its parts, since fitting it to all rows may have left fewer neurons.
-    """
-    mark = {"chosen": True} if here and item.parts == found.best.parts else {}
-    return describe(item, inputs, y) | mark
-
-
-def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, Any]:
-    """A candidate as plain values."""
-    entry = _describe_part(item.main) | {
-        "depth": item.depth,
-        "layer": inputs.layers[item.depth],
-        "neurons": item.neurons,
-        "score": round(score(inputs.metric, y, item.probs), 6),
-        "log_loss": round(metrics.log_loss(y, item.probs), 6),
-    }
-    if item.linear is not None:
-        entry["matrices"] = len(item.linear.features)
-    if len(item.parts) > 1:
-        entry["parts"] = [_describe_part(p) | {"share": round(p.share, 6)} for p in item.parts]
-        for part, described in zip(item.parts, entry["parts"], strict=True):
-            if part.whole and item.linear is not None:
-                described["matrices"] = len(item.linear.features)
-    return entry
-
-
-def _describe_part(part: Part) -> dict[str, Any]:
-    choice = part.choice
-    return {
-        "site": choice.site,
-        "pooling": "+".join(pooling.value for pooling in choice.poolings),
-        "eta": choice.eta,
-        "depth": choice.depth,
-        "strength": part.strength,
-    }

@@ -41,11 +41,12 @@ from spin_cli.training.inputs import (
 from spin_cli.training.mlp import fit_final_mlp
 from spin_cli.training.oof import write_oof
 from spin_cli.training.pick import Judged
-from spin_cli.training.report import Found, measure
+from spin_cli.training.report import measure
 from spin_cli.training.search import (
     walk_strengths,
 )
 from spin_cli.training.table import Choice, Reader
+from spin_cli.training.tried import Found
 
 
 @dataclass(frozen=True)
