@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ from spin_cli.cli import (
     training,
 )
 from spin_cli.cli.speaking import Quiet, Verbose, settle, speaking
+from spin_cli.cli.system import plain_os_errors
 from spin_cli.errors import SpinError
 
 app = typer.Typer(
@@ -84,17 +86,24 @@ def run() -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        return int(app(prog_name="spin", standalone_mode=True) or 0)
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 1
+        with plain_os_errors():
+            return _exit_code()
     except SpinError as error:
         if os.environ.get("SPIN_DEBUG"):
             traceback.print_exc()
-        terminal.print_error(error)
+        with suppress(OSError):  # a full disk behind stderr: the exit code remains
+            terminal.print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _exit_code() -> int:
+    try:
+        return int(app(prog_name="spin", standalone_mode=True) or 0)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
 
 
 def _terminated(_signal: int, _frame: object) -> None:
