@@ -124,10 +124,10 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     Raises
     ------
     ArtifactError
-        No such folder (the stage to run is named), another kind, a newer schema, a manifest that
-        was edited, or a file that is missing or of another size.
+        No such folder (the stage to run is named, or the folder that is meant), another kind, a
+        newer schema, a manifest that was edited, or a file that is missing or of another size.
     """
-    command = f"Run `spin {STAGE_OF[kind]}` first." if kind else None
+    command = _advice(folder, kind) if kind else None
     if not folder.exists():
         if atomic.partial_folder(folder).exists():
             raise ArtifactError(
@@ -153,6 +153,17 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         check_size(folder, name, entry)
     return manifest
+
+
+def _advice(folder: Path, kind: str) -> str:
+    """Where the artifact that is wanted lies, or how it is made.
+
+    In a run, and beside its other artifacts, it has the name of its kind.
+    """
+    for there in (folder / kind, folder.parent / kind):
+        if there != folder and (there / MANIFEST).is_file():
+            return f"Give {there}, which is there."
+    return f"Run `spin {STAGE_OF[kind]}` first."
 
 
 def check_size(folder: Path, name: str, entry: Any) -> None:

@@ -98,3 +98,18 @@ def test_a_closed_stdout_and_a_place_that_is_none_are_no_bugs(spin, head, source
 
 
 # -- what is no input ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["", "selection", "activations", "haed"])
+def test_the_head_is_pointed_at_where_it_lies_beside(spin, tiny_run, part):
+    done = spin("predict", tiny_run / "run" / part, "-")
+    assert done.code == 4
+    assert f"Give {tiny_run / 'run/head'}, which is there" in done.err
+    assert "first" not in done.err
+
+
+@pytest.mark.parametrize(("command", "wanted"), [("select", "activations"), ("train", "selection")])
+def test_a_run_is_not_what_a_stage_reads(spin, tiny_run, command, wanted):
+    done = spin(command, tiny_run / "run")
+    assert done.code == 4
+    assert f"Give {tiny_run / 'run' / wanted}, which is there" in done.err
