@@ -245,7 +245,7 @@ def test_long_texts_are_cut_but_keep_their_special_token(tmp_path):
     assert backbone.encode(left, [text])[0].ids == [ids[0], *ids[-5:]]
     strict = backbone.load(ModelConfig(str(folder), max_length=6, long=Long.ERROR))
     with pytest.raises(DataError, match=r"row 7: 20 tokens, the limit is 6"):
-        backbone.encode(strict, [text], first_row=7)
+        backbone.encode(strict, [text], places=["row 7"])
 
 
 def test_batches_cover_every_row_once_and_keep_to_the_budget():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from spin_cli import artifacts
+from spin_cli import artifacts, prediction
 from spin_cli.cli.style import Style
-from tests.helpers import ENV, PATIENCE, SPIN, sentences, write_csv
+from spin_cli.config import PredictConfig
+from spin_cli.errors import ArtifactError
+from tests.helpers import ENV, MODEL, PATIENCE, SPIN, json_lines, sentences, write_csv
 
 TEXTS = [f"{text} It is {i}." for i, (text, _) in enumerate(sentences()[:40])]
 EVERYTHING = (
@@ -52,6 +55,88 @@ def change_head(folder: Path, **changes: object) -> None:
 # -- going on with other options -------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ((), ("--top", "1"), "--top was not given, and is 1 now"),
+        (("--top", "1"), (), "--top was 1, and is not given now"),
+        ((), ("--threshold", "0.7"), "--threshold was not given, and is given now"),
+        (("--threshold", "0.7"), (), "--threshold was given, and is not given now"),
+        (("--threshold", "0"), ("--threshold", "1"), "--threshold was another"),
+        (("--threshold", "1"), ("--threshold", "0"), "--threshold was another"),
+        ((), ("--explain", "2"), "--explain was not given, and is 2 now"),
+        (("--explain", "2"), ("--explain", "3"), "--explain was 2, and is 3 now"),
+        (("--explain", "5"), ("--explain-tokens",), "--explain-tokens was not given"),
+        ((), ("--keep-columns",), "--keep-columns was not given, and is given now"),
+        (("--keep-columns",), (), "--keep-columns was given, and is not given now"),
+        (
+            ("--keep-columns",),
+            ("--keep-columns", "--top", "1"),
+            "--top was not given, and is 1 now",
+        ),
+    ],
+)
+def test_resume_names_the_options_that_were_others(
+    spin, head, source, tmp_path, kind, before, after, words
+):
+    out, common = tmp_path / "out", ("--output-format", kind, "--on-error", "skip", "-o")
+    assert spin("predict", head, source, *common, out, *before).code == 0
+    content = out.read_bytes()
+    done = spin("predict", head, source, *common, out, "--resume", *after)
+    assert (done.code, done.out) == (4, ""), done.err
+    assert words in done.err
+    assert "Give the options" in done.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", "out"]
+    assert out.read_bytes() == content
+
+
+def test_a_table_needs_its_column_of_errors(spin, head, source, tmp_path):
+    out, options = tmp_path / "out.csv", ("--output-format", "csv", "--resume")
+    assert spin("predict", head, source, "-o", out, *options[:2]).code == 3
+    done = spin("predict", head, source, "-o", out, *options, "--on-error", "skip")
+    assert (done.code, "--on-error was not given, and is skip now" in done.err) == (4, True)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("options", [EVERYTHING, ("--top", "9", "--on-error", "skip")])
+def test_resume_goes_on_with_the_same_options(spin, head, source, tmp_path, kind, options):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    options = (*options, "--output-format", kind, "-o")
+    assert spin("predict", head, source, *options, whole).code == 0
+    part.write_bytes(whole.read_bytes()[:-50])
+    done = spin("predict", head, source, *options, part, "--resume")
+    assert done.code == 0, done.err
+    assert "16 rows are kept" in done.err
+    assert part.read_bytes() == whole.read_bytes()
+
+
+def test_json_lines_may_go_on_behind_bad_rows(spin, head, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    stopped = spin("predict", head, source, "-o", out)
+    assert stopped.code == 3
+    done = spin("predict", head, source, "-o", out, "--resume", "--on-error", "skip")
+    assert done.code == 0, done.err
+    assert [row["label"] is None for row in json_lines(out.read_text())].index(True) == 25
+
+
+def test_another_input_with_the_same_row_numbers_is_not_blamed_on_the_head(spin, head, tmp_path):
+    first = write_csv(tmp_path / "a.csv", [(text,) for text in TEXTS], ("text",))
+    second = write_csv(
+        tmp_path / "b.csv", [(text.translate(str.maketrans("aeo", "xyz")),) for text in TEXTS],
+        ("text",),
+    )  # fmt: skip
+    out = tmp_path / "out.jsonl"
+    assert spin("predict", head, first, "-o", out).code == 0
+    content = out.read_bytes()
+    done = spin("predict", head, second, "-o", out, "--resume")
+    assert done.code == 4
+    assert "b.csv, line" in done.err
+    assert "The input, the head" in done.err
+    assert "--resume goes on" not in done.err
+    assert out.read_bytes() == content  # under its own name
+
+
 # -- one advice ------------------------------------------------------------------------------
 
 
@@ -65,6 +150,41 @@ def fail_at(monkeypatch, row: str, number: int) -> None:
         return record(self, found)
 
     monkeypatch.setattr(Style, "record", failing)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "advice"),
+    [
+        ("20", "jsonl", "keeps what is done: the same command with --resume goes on"),
+        ("20", "csv", "keeps what is done: the same command with --resume goes on"),
+        ("20", "parquet", "keeps what is done: --force begins again"),
+        ("3", "jsonl", "run the same command again"),
+    ],
+)
+def test_a_full_disk_has_one_advice(spin, head, tmp_path, monkeypatch, row, kind, advice):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    source = write_csv(tmp_path / "in.csv", [(text,) for text in TEXTS], ("text",))
+    fail_at(monkeypatch, row, errno.ENOSPC)
+    done = spin("predict", head, source, "-o", tmp_path / "out", "--output-format", kind)
+    assert (done.code, done.out) == (4, "")
+    assert "the disk is full" in done.err
+    assert "stopped" not in done.err
+    assert advice in done.err
+    others = {"run the same command again", "--resume goes on", "--force begins again"}
+    assert [other for other in others if other in done.err and other not in advice] == []
+    assert (tmp_path / "out.partial").exists() == (row == "20")
+    again = spin("predict", head, source, "-o", tmp_path / "out", "--output-format", kind)
+    assert ("--resume" in again.err) == ("--resume" in advice)
+
+
+def test_a_bad_row_tells_how_to_go_on_with_the_file(spin, head, source, tmp_path):
+    done = spin("predict", head, source, "-o", tmp_path / "out.jsonl")
+    assert done.code == 3
+    assert "in.csv, line 27" in done.err
+    assert "--on-error skip" in done.err
+    assert "out.jsonl.partial keeps what is done: the same command with --resume" in done.err
+    assert "stopped" not in done.err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
@@ -100,6 +220,53 @@ def test_a_closed_stdout_and_a_place_that_is_none_are_no_bugs(spin, head, source
 # -- what is no input ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("stdin", "say"),
+    [
+        (b"text,label\nfine,good\n", "csv"),
+        (b'"label","text"\r\ngood,fine\r\n', "csv"),
+        (b"id\ttext\n1\tfine\n", "tsv"),
+        (b"text;label\nfine;good\n", "csv"),
+        (b"text\nfine\n", "csv"),
+        (b'\xef\xbb\xbf{"text": "fine"}\n', "jsonl"),
+    ],
+)
+def test_a_table_on_stdin_is_not_read_as_lines(spin, head, stdin, say):
+    done = spin("predict", head, "-", stdin=stdin)
+    assert (done.code, done.out) == (2, "")
+    assert f"--format {say}" in done.err
+    assert "<stdin>, line 1" in done.err
+    as_lines = spin("predict", head, "-", "--format", "lines", stdin=stdin)
+    assert (as_lines.code, len(json_lines(as_lines.out))) == (0, stdin.count(b"\n"))
+    if b";" not in stdin:  # which --format csv refuses with a reason of its own
+        as_said = spin("predict", head, "-", "--format", say, stdin=stdin)
+        assert (as_said.code, len(json_lines(as_said.out))) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["text, please", "the text,a label", "{text}", "{'text': 1}", "[1]", '{"body": "text"}',
+     "text\rlabel", "Text", "word " * 40_000 + ",text"],
+)  # fmt: skip
+def test_texts_on_stdin_remain_texts(spin, head, first):
+    done = spin("predict", head, "-", stdin=f"{first}\ntext,label\n".encode())
+    assert (done.code, len(json_lines(done.out))) == (0, 2), done.err
+
+
+def test_a_text_in_place_of_a_file_is_told_how_to_go_in(spin, head):
+    for text in ("I want my money back", "money", "money " * 500, "3.50 back"):
+        done = spin("predict", head, text)
+        assert (done.code, done.out) == (3, "")
+        assert "no such file" in done.err
+        assert f"echo '…' | spin predict {head} -" in done.err
+        assert len(done.err) < 500
+
+
+def test_a_missing_file_of_a_known_kind_is_named(spin, head, source):
+    done = spin("predict", head, source.with_name("inn.csv"))
+    assert (done.code, "did you mean" in done.err) == (3, True)
+
+
 @pytest.mark.parametrize("part", ["", "selection", "activations", "haed"])
 def test_the_head_is_pointed_at_where_it_lies_beside(spin, tiny_run, part):
     done = spin("predict", tiny_run / "run" / part, "-")
@@ -113,3 +280,52 @@ def test_a_run_is_not_what_a_stage_reads(spin, tiny_run, command, wanted):
     done = spin(command, tiny_run / "run")
     assert done.code == 4
     assert f"Give {tiny_run / 'run' / wanted}, which is there" in done.err
+
+
+def test_an_empty_line_in_a_pipe_says_how_to_live_with_it(spin, head):
+    done = spin("predict", head, "-", stdin=b"fine\n\nfine\n")
+    assert (done.code, len(json_lines(done.out))) == (3, 1)
+    assert "--on-error skip" in done.err
+
+
+def test_a_label_that_the_head_lacks_is_named_with_its_place(spin, head, tmp_path):
+    source = write_csv(tmp_path / "in.csv", [("fine", "good"), ("so so", "middling")])
+    done = spin("predict", head, source, "--evaluate")
+    assert done.code == 3
+    assert f"{source}, line 3: label 'middling'" in done.err
+    assert "--label-column" in done.err
+
+
+def test_a_text_that_is_too_long_is_named_with_its_place(spin, head_copy, tmp_path):
+    change_head(head_copy, reading__long="error", reading__max_length=12)
+    source = write_csv(tmp_path / "in.csv", [("fine",), ("fine " * 30,)], ("text",))
+    done = spin("predict", head_copy, source)
+    assert (done.code, len(json_lines(done.out))) == (3, 1)
+    assert f"{source}, line 3: 32 tokens, the limit is 12" in done.err
+    skipped = spin("predict", head_copy, source, "--on-error", "skip")
+    assert f"{source}, line 3: 32 tokens" in json_lines(skipped.out)[1]["error"]
+
+
+def test_extract_names_the_place_of_a_text_that_is_too_long(spin, tmp_path):
+    rows = [("fine", "a"), ("bad", "b")] * 20 + [("fine " * 30, "a")]
+    source = write_csv(tmp_path / "train.csv", rows)
+    done = spin(
+        "extract", source, "-m", MODEL, "-o", tmp_path / "out", "--long", "error", "--max-length",
+        "12", "--layers", "0",
+    )  # fmt: skip
+    assert (done.code, f"{source}, line 42: 32 tokens" in done.err) == (3, True), done.err
+
+
+def test_watch_alone_is_refused(spin, head):
+    done = spin("predict", head, "-", "--watch", "good", stdin=b"fine")
+    assert (done.code, done.out, "--stream-tokens" in done.err) == (2, "", True)
+
+
+def test_a_model_of_too_few_blocks_is_another_model(head_copy, monkeypatch):
+    def refuse(*_args, **_options):
+        raise ArtifactError("layer_16: the model has 6 blocks only")
+
+    monkeypatch.setattr("spin_cli.backbone.load", refuse)
+    with pytest.raises(ArtifactError, match="another model than here: layer_16") as error:
+        prediction.open_predictor(head_copy, PredictConfig(model="here"))
+    assert f"It needs {MODEL}; give its place with --model" in str(error.value.hint)

@@ -52,7 +52,9 @@ class Encoded:
         return len(self.ids)
 
 
-def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> list[Encoded]:
+def encode(
+    backbone: Backbone, texts: Sequence[str], *, places: Sequence[str] = ()
+) -> list[Encoded]:
     """Tokenise *texts*, special tokens included; longer ones than the limit as the options say.
 
     Of a text that is cut, the special tokens and the prompt template stay whole.
@@ -60,11 +62,11 @@ def encode(backbone: Backbone, texts: Sequence[str], *, first_row: int = 0) -> l
     Raises
     ------
     DataError
-        A text of no tokens, or (with ``long=error``) one of too many; *first_row* is the number
-        of the first text, for the message.
+        A text of no tokens, or (with ``long=error``) one of too many; *places* say where each
+        text stands, for the message, else they are numbered.
     """
     return [
-        _fit(backbone, tokens, first_row + start + offset)
+        _fit(backbone, tokens, places[start + offset] if places else f"row {start + offset}")
         for start in range(0, len(texts), ENCODED_AT_ONCE)
         for offset, tokens in enumerate(
             tokenise(backbone.tokenizer, backbone.options, texts[start : start + ENCODED_AT_ONCE])
@@ -82,23 +84,23 @@ def refuse_parts(encoded: Sequence[Encoded]) -> None:
             )
 
 
-def _fit(backbone: Backbone, tokens: Tokens, row: int) -> Encoded:
+def _fit(backbone: Backbone, tokens: Tokens, place: str) -> Encoded:
     """Bring one text to the limit."""
     limit, long = backbone.max_length, backbone.options.long
     ids, head, tail = tokens.ids, tokens.head, tokens.tail
     if not ids:
-        raise DataError(f"row {row}: the text has no tokens")
+        raise DataError(f"{place}: the text has no tokens")
     if len(ids) <= limit:
         return Encoded(ids, False)
     if long is Long.ERROR:
         raise DataError(
-            f"row {row}: {len(ids)} tokens, the limit is {limit}",
+            f"{place}: {len(ids)} tokens, the limit is {limit}",
             "Give --long truncate or window, or a larger --max-length if the model can take it.",
         )
     room = limit - head - tail
     if room < 1:
         raise DataError(
-            f"row {row}: special tokens and template alone take {head + tail} of {limit} tokens",
+            f"{place}: special tokens and template alone take {head + tail} of {limit} tokens",
             "Give a larger --max-length or a shorter template.",
         )
     if long is Long.WINDOW:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +16,7 @@ from spin_cli.cli.running import Run, show_scores
 from spin_cli.cli.terminal import print_json, say
 from spin_cli.cli.writing import partial_path
 from spin_cli.config import PredictConfig
-from spin_cli.errors import ArtifactError, UsageError
+from spin_cli.errors import ArtifactError, DataError, UsageError
 from spin_cli.ranks import Ranks, current
 
 if TYPE_CHECKING:  # torch has to wait until a command runs
@@ -25,7 +27,12 @@ OUTPUT, REASONS, CHECKS = "Output", "Reasons", "Checks"
 
 def predict(
     head: Annotated[Path, typer.Argument(metavar="HEAD", help="Folder of `spin train`.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file, or - for stdin (lines).")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="A file, or - for stdin (lines, or as --format says)."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -168,9 +175,13 @@ def predict(
         explain=explain or (5 if explain_tokens else 0), explain_tokens=explain_tokens, watch=watch,
     )  # fmt: skip
     ranks = current()
+    _check_input(head, source)
+    if watch is not None and not stream_tokens:
+        raise UsageError("--watch says what --stream-tokens follows: give that too")
     if stream_tokens:
         _check_trace(config, ranks, resume=resume)
-    _check_output(source, config, ranks, resume=resume, force=force, json=json)
+    resumable = output_format.resumable and not stream_tokens
+    _check_output(source, config, ranks, resume=resume, resumable=resumable, force=force, json=json)
     run = Run(head, source, config, ranks, resume=resume and output is not None)
     if stream_tokens:
         run.trace(json)
@@ -191,8 +202,28 @@ def predict(
         say(f"{count:,} predictions in {output}")
 
 
+def _check_input(head: Path, source: str) -> None:
+    """Refuse a text in place of a file; a file's name that ends as one is left to its reader."""
+    from spin_cli.dataset.formats import EXTENSIONS, split_name
+
+    # A text may be too long for a path: `Path.exists` would fail.
+    if source == "-" or os.path.exists(source) or split_name(source)[1] in EXTENSIONS:  # noqa: PTH110
+        return
+    raise DataError(
+        f"{textwrap.shorten(source, 80, placeholder=' …')}: no such file",
+        f"Check the path; to classify a text: echo '…' | spin predict {head} -",
+    )
+
+
 def _check_output(
-    source: str, config: PredictConfig, ranks: Ranks, *, resume: bool, force: bool, json: bool
+    source: str,
+    config: PredictConfig,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    resumable: bool,
+    force: bool,
+    json: bool,
 ) -> None:
     """Refuse what would mix outputs or write over something."""
     output = config.output
@@ -215,9 +246,10 @@ def _check_output(
     if output.exists():
         raise ArtifactError(f"{output}: exists", "Give --force to replace it.")
     if partial_path(output).exists():
+        go_on = "--resume to go on from there, or " if resumable else ""
         raise ArtifactError(
             f"{partial_path(output)}: an interrupted run left it",
-            "Give --resume to go on from there, or --force to begin again.",
+            f"Give {go_on}--force to begin again.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_cli import heap
-from spin_cli.choices import OutputFormat
 from spin_cli.cli.style import Style, trace_record
 from spin_cli.cli.terminal import is_file, print_json, print_table, progress_bar, say
 from spin_cli.cli.writing import partial_path, writing, writing_lines
@@ -32,32 +32,27 @@ class Run:
 
         heap.settle()
         if resume:
-            resuming.check_resumable(config.output_format, config)
+            resuming.check_resumable(config)
         config = prediction.settle(head, config)
         self.head, self.source, self.config, self.ranks = head, source, config, ranks
         self.count, self.errors, self.first_error = 0, 0, ""
         self.resume, self.kept = resume, 0
         self.items: Iterator[Row | BadRow] = prediction.read_input(source, config)
         self.predictor = prediction.open_predictor(head, config)
-        self.tally = prediction.Evaluation(self.predictor.head)
+        head_used = self.predictor.head
+        self.tally = prediction.Evaluation(head_used)
+        self.style = Style(
+            head_used.classes, config, head_used.abstain_below is not None,
+            head_used.label_separator,
+        )  # fmt: skip
 
     def all(self, check_exit: int = 0) -> tuple[int, dict[str, Any] | None]:
         """Classify everything; the number of rows, and the metrics if they are wanted."""
         if check_exit:
             self._check_exit(check_exit)
-        output = self.config.output
-        try:
-            if self.resume:
-                self._go_on()
-            self._write()
-        except BaseException:
-            if output is not None and partial_path(output).exists() and self.ranks.first:
-                again = self.config.output_format not in (OutputFormat.PARQUET, OutputFormat.TABLE)
-                say(
-                    f"stopped; {partial_path(output)} keeps what is done"
-                    + (": the same command with --resume goes on" if again else "")
-                )
-            raise
+        if self.resume:
+            self._go_on()
+        self._write()
         scored = self.config.evaluate and self.ranks.first
         return self.count, self.tally.result() if scored else None
 
@@ -92,11 +87,7 @@ class Run:
                 for _ in windows:
                     pass
                 return
-            head = self.predictor.head
-            style = Style(
-                head.classes, config, head.abstain_below is not None, head.label_separator
-            )
-            with writing(config.output, style, append=self.kept > 0) as write:
+            with writing(config.output, self.style, append=self.kept > 0) as write:
                 for window in windows:
                     self._count(window)  # before they are written: a wrong label stops the run
                     write(window)
@@ -129,16 +120,17 @@ class Run:
         """Keep what an interrupted run left, be it under the final name."""
         from spin_cli.prediction import resuming
 
-        output, kind = self.config.output, self.config.output_format
+        output = self.config.output
         assert output is not None
         partial = partial_path(output)
-        if not partial.exists():
-            if not output.exists():
-                return
-            output.replace(partial)
-        self.kept, self.items = resuming.go_on(
-            partial, kind, self.items, self.predictor, self._count
+        path = partial if partial.exists() else output
+        if not path.exists():
+            return
+        self.kept, end, self.items = resuming.go_on(
+            path, self.items, self.predictor, self.config, self.style.names, self._count
         )
+        path.replace(partial)  # only now: a file that is refused keeps its name
+        os.truncate(partial, end)
         say(f"resume: {self.kept:,} rows are kept")
 
     def _check_exit(self, rows: int) -> None:

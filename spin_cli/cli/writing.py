@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_cli.choices import OutputFormat
 from spin_cli.cli.style import Style
-from spin_cli.errors import ArtifactError, UsageError
+from spin_cli.cli.terminal import say
+from spin_cli.errors import ArtifactError, SpinError, UsageError
 
 if TYPE_CHECKING:  # torch has to wait until a command runs
     from spin_cli.prediction import Prediction
@@ -32,7 +34,7 @@ def writing(path: Path | None, style: Style, *, append: bool = False) -> Iterato
     """Yield a function that writes predictions; they can be read as soon as it returns.
 
     A file is called ``PATH.partial`` until it is whole. What was written stays there whatever
-    happens, so that it can be continued.
+    happens, so that it can be continued; who is stopped is told how.
     """
     kind = style.config.output_format
     if path is None:
@@ -41,26 +43,58 @@ def writing(path: Path | None, style: Style, *, append: bool = False) -> Iterato
         with _writer(sys.stdout, style) as write:
             yield write
         return
+    written = append
+    with (
+        _becoming(path, lambda: written, resumable=kind.resumable) as partial,
+        _file_writer(partial, style, append=append) as write_window,
+    ):
+
+        def write(found: Sequence[Prediction]) -> None:
+            nonlocal written
+            write_window(found)
+            written = True
+
+        yield write
+
+
+@contextmanager
+def _becoming(path: Path, kept: Callable[[], bool], *, resumable: bool) -> Iterator[Path]:
+    """Yield the name under which *path* is written; at the end it gets its own.
+
+    What is left of a file that does not get there is removed unless it is to be *kept*.
+    """
     from spin_cli.atomic import disk_errors, sync
 
-    partial, written = partial_path(path), append
-    with disk_errors(partial):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with _file_writer(partial, style, append=append) as write_window:
+    partial = partial_path(path)
+    try:
+        with disk_errors(partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            sync(partial)
+            partial.replace(path)
+    except BaseException as error:
+        if kept():
+            _advise(error, partial, resumable)
+        else:
+            with suppress(OSError):
+                partial.unlink()
+        raise
 
-                def write(found: Sequence[Prediction]) -> None:
-                    nonlocal written
-                    write_window(found)
-                    written = True
 
-                yield write
-        except BaseException:
-            if not written:
-                partial.unlink(missing_ok=True)
-            raise
-        sync(partial)
-        partial.replace(path)
+def _advise(error: BaseException, partial: Path, resumable: bool) -> None:
+    """Say how to go on with what is kept: once, so in the error's own advice if it has some."""
+    cause = error.__cause__
+    if isinstance(error, ArtifactError) and not isinstance(cause, OSError):
+        resumable = False  # rows that do not fit into the table: nor will they the next time
+    again = "the same command with --resume goes on" if resumable else "--force begins again"
+    kept = f"{partial} keeps what is done: {again}"
+    if not isinstance(error, SpinError):
+        say(f"stopped; {kept}")
+    elif isinstance(cause, OSError):  # its own advice is to begin again
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        error.hint = f"{'Make room' if full else 'Let it be written'}; {kept}."
+    else:
+        error.hint = f"{error.hint.rstrip('.')}. {kept}." if error.hint else f"{kept}."
 
 
 @contextmanager
@@ -78,15 +112,12 @@ def writing_lines(path: Path | None) -> Iterator[Callable[[list[dict[str, Any]]]
     if path is None:
         yield write_to(sys.stdout)
         return
-    from spin_cli.atomic import disk_errors, sync
-
     partial = partial_path(path)
-    with disk_errors(partial):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            yield write_to(file)
-        sync(partial)
-        partial.replace(path)
+    with (
+        _becoming(path, lambda: partial.is_file() and partial.stat().st_size > 0, resumable=False),
+        partial.open("w", encoding="utf-8") as file,
+    ):
+        yield write_to(file)
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import importlib
+import json
 from pathlib import PurePath
 from typing import Any
 
@@ -65,6 +68,33 @@ def detect_format(path: str, format: Format) -> Format:  # noqa: A002 - the opti
         f"{path}: cannot tell the format of a file with {what} (known: {known}, each also .gz)",
         f"say it with --format, one of: {choices}",
     )
+
+
+def refuse_structure(line: str, name: str, column: str) -> None:
+    """Raise `UsageError` where the first of what are taken for plain lines looks like a table's.
+
+    Else its header would get an answer, and every row one to its label too. *column*: the text's.
+    """
+    found = _structure(line.rstrip("\r\n"), column)
+    if found is not None:
+        kind, what = found
+        raise UsageError(
+            f"{name}, line 1: {what} '{column}', where plain lines of text were expected",
+            f"Give --format {kind.value}, or --format lines if this is a text as it is.",
+        )
+
+
+def _structure(line: str, column: str) -> tuple[Format, str] | None:
+    if line.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return (Format.JSONL, "a JSON object with") if column in json.loads(line) else None
+    for mark, kind in ((",", Format.CSV), ("\t", Format.TSV), (";", Format.CSV)):
+        with contextlib.suppress(csv.Error):  # as of a very long text
+            fields = next(csv.reader([line], delimiter=mark), [])
+            # After a mark within a sentence there is a blank, in a header there is none.
+            if column in fields and all(field == field.strip() for field in fields):
+                return kind, "the header of a table with the column"
+    return None
 
 
 def import_extra(package: str, purpose: str, install: str) -> Any:

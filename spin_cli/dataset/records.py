@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from spin_cli.config import MAX_TEXT_CHARS
+from spin_cli.dataset.formats import refuse_structure
 from spin_cli.dataset.streams import Lines
 from spin_cli.errors import DataError
 
@@ -272,9 +273,15 @@ def _parse_object(line: str, name: str, number: int) -> dict[str, object] | Data
     return DataError(f"{where}: a JSON {kind}, where an object was expected", hint)
 
 
-def line_records(lines: Lines, wanted: Wanted) -> Iterator[Record | Fault]:
-    """Take every line as one text without label."""
+def line_records(lines: Lines, wanted: Wanted, *, guessed: bool) -> Iterator[Record | Fault]:
+    """Take every line as one text without label.
+
+    *guessed*: nobody said that they are plain lines, so the first one must not look as if they
+    were something else: a header would get an answer, and so would the rows with their labels.
+    """
     for line in lines:
+        if guessed and lines.number == 1:
+            refuse_structure(line, lines.name, wanted.text)
         if fault := lines.take_fault():
             yield Fault(lines.number, fault)
             continue

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spin_cli.choices import Format
 from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
-from spin_cli.dataset.formats import detect_format, import_parquet
+from spin_cli.dataset.formats import STDIN, detect_format, import_parquet
 from spin_cli.dataset.labels import LabelError, check_separator, parse_labels
 from spin_cli.dataset.records import (
     Fault,
@@ -41,6 +41,8 @@ class Row:
     """1-based line on which the row starts; for Parquet the 1-based row."""
     columns: dict[str, str] | None
     """All input columns, if they were asked for."""
+    place: str = field(default="", compare=False)
+    """File and line, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,11 @@ class _Rules:
     prefix: str
     separator: str | None
 
+    def place(self, line: int) -> str:
+        return f"{self.name}, {self.unit} {line}"
+
     def refuse(self, line: int, column: str | None, what: str, hint: str | None) -> DataError:
-        where = f"{self.name}, {self.unit} {line}"
+        where = self.place(line)
         if column is not None:
             where += f", column '{column}'"
         return DataError(f"{where}: {what}", hint)
@@ -150,7 +155,8 @@ def read_items(
     DataError
         For what is wrong with the file as a whole.
     UsageError
-        For a format that cannot be told, or needs a package that is missing.
+        For a format that cannot be told, or needs a package that is missing; from the first row
+        for stdin without a format that does not look like plain lines.
     """
     check_separator(label_separator)
     folder = str(path) != "-" and is_saved_dataset(Path(path))
@@ -165,11 +171,18 @@ def read_items(
     wanted = Wanted(text_column, label_column, id_column, require_label, keep_columns)
     unit = "row" if kind is Format.PARQUET else "line"
     rules = _Rules(display_name(path), unit, wanted, allow_empty, id_prefix, label_separator)
-    records = saved_records(Path(path), wanted) if folder else _read_records(path, kind, wanted)
+    guessed = format is Format.AUTO and str(path) == STDIN
+    records = (
+        saved_records(Path(path), wanted)
+        if folder
+        else _read_records(path, kind, wanted, guessed=guessed)
+    )
     return _finish_rows(records, rules)
 
 
-def _read_records(path: str | Path, kind: Format, wanted: Wanted) -> Iterator[Record | Fault]:
+def _read_records(
+    path: str | Path, kind: Format, wanted: Wanted, *, guessed: bool
+) -> Iterator[Record | Fault]:
     if kind is Format.PARQUET:
         yield from parquet_records(path, wanted)
         return
@@ -178,7 +191,7 @@ def _read_records(path: str | Path, kind: Format, wanted: Wanted) -> Iterator[Re
         if kind is Format.JSONL:
             yield from json_records(lines, wanted)
         elif kind is Format.LINES:
-            yield from line_records(lines, wanted)
+            yield from line_records(lines, wanted, guessed=guessed)
         else:
             yield from csv_records(lines, "\t" if kind is Format.TSV else ",", wanted)
 
@@ -212,7 +225,7 @@ def _finish_row(record: Record, number: int, rules: _Rules) -> Row:
         for column, value in columns.items():
             if not value.isascii():
                 _check_text(value, line, column, rules)
-    return Row(key, text, name, line, columns)
+    return Row(key, text, name, line, columns, rules.place(line))
 
 
 def _finish_label(value: object, line: int, column: str, rules: _Rules) -> str | None:

@@ -153,12 +153,13 @@ def _encode_windows(
     texts = plan.dataset.rows(position)
     for window in windows:
         rows = plan.windows[window]
-        found = [row.text for row in islice(texts, rows.start - position, rows.stop - position)]
+        found = list(islice(texts, rows.start - position, rows.stop - position))
         if len(found) != len(rows):
             plan.dataset.check_unchanged()
             raise ArtifactError(f"the data ended early, at row {rows.start + len(found)}")
         position = rows.stop
-        yield window, backbone.encode(plan.model, found, first_row=rows.start)
+        places = [row.place for row in found]
+        yield window, backbone.encode(plan.model, [row.text for row in found], places=places)
 
 
 def _step(progress: Progress, start: int, total: int) -> Callable[[int], None]:

@@ -62,9 +62,12 @@ class Predictor:
             wanted.setdefault((feature.layer, feature.site), []).append(feature.pooling)
         return wanted
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Texts as token ids; `DataError` for one of no tokens, or too long if that is refused."""
-        return backbone.encode(self.model, texts)
+    def encode(self, texts: Sequence[str], places: Sequence[str] = ()) -> list[Encoded]:
+        """Texts as token ids; `DataError` for one of no tokens, or too long if that is refused.
+
+        *places* say where each text stands, for the message.
+        """
+        return backbone.encode(self.model, texts, places=places)
 
     def gather(self, encoded: Sequence[Encoded]) -> NDArray[np.float32]:
         """The head's neurons (n, neurons) for each encoded text, as the model gives them."""
@@ -136,7 +139,13 @@ def open_predictor(folder: Path, config: PredictConfig, *, whole: bool = False) 
         head = replace(head, abstain_below=config.threshold)
     options = _model_options(folder, head, config)
     depth = None if whole else depth_for([feature.layer for feature in head.features])
-    model = backbone.load(options, depth=depth)
+    try:
+        model = backbone.load(options, depth=depth)
+    except ArtifactError as error:  # it has fewer blocks than the head reads
+        raise ArtifactError(
+            f"{folder}: made for another model than {options.model}: {error.message}",
+            _needs(head, "model"),
+        ) from error
     _check_model(folder, head, model)
     return Predictor(head, model, None if whole else _narrow(head, model))
 
@@ -194,6 +203,10 @@ def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConf
     )
 
 
+def _needs(head: Head, option: str) -> str:
+    return f"It needs {head.model.get('id')}; give its place with --{option}, or train again."
+
+
 def _check_model(folder: Path, head: Head, model: Backbone) -> None:
     for field, what in (
         ("config_sha256", "model configuration"),
@@ -206,7 +219,7 @@ def _check_model(folder: Path, head: Head, model: Backbone) -> None:
             option = "adapter" if field == "adapter" else "model"
             raise ArtifactError(
                 f"{folder}: made for another {what} than {model.options.model} has",
-                f"It needs {head.model.get('id')}; give its place with --{option}, or train again.",
+                _needs(head, option),
             )
     layout = model.layout
     for f in head.features:

@@ -21,7 +21,7 @@ from spin_cli.config import PredictConfig
 from spin_cli.dataset import BadRow, Row
 from spin_cli.errors import DataError, ModelError, UsageError
 from spin_cli.prediction.predictor import Predictor
-from spin_cli.prediction.stream import encode_rows, fixed_windows, live_windows
+from spin_cli.prediction.stream import encode_rows, fixed_windows, live_windows, stopped_by
 
 MOST_VALUES = 2**26
 """Values (tokens times neurons) that are held at a time."""
@@ -162,7 +162,7 @@ def trace(
                 traces.append(_trace(predictor, empty, each, next(probs)[:, watched]))
             elif config.on_error is OnError.STOP:
                 yield traces
-                raise each
+                raise stopped_by(each)
             else:
                 traces.append(_replace_error(empty, each))
         yield traces

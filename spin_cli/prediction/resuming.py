@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,17 +17,19 @@ from spin_cli.dataset import BadRow, Row, split_labels
 from spin_cli.errors import ArtifactError, DataError, UsageError
 from spin_cli.prediction.predictor import Predictor
 from spin_cli.prediction.stream import FIRST_WINDOW, WINDOW, Prediction
+from spin_cli.prediction.telling import changed_options
 
 Item = Row | BadRow
 COMPARED, TOLERANCE = 8, 0.05
 """Rows that are classified again, and the difference in a probability that another batch may
-make; more means another head."""
+make; more means another head or text."""
 SEPARATORS = {OutputFormat.CSV: ",", OutputFormat.TSV: "\t"}
 
 
-def check_resumable(kind: OutputFormat, config: PredictConfig) -> None:
+def check_resumable(config: PredictConfig) -> None:
     """Raise `UsageError` for outputs that cannot be continued."""
-    if kind not in (OutputFormat.JSONL, OutputFormat.CSV, OutputFormat.TSV):
+    kind = config.output_format
+    if not kind.resumable:
         raise UsageError(f"--resume: {kind.value} files cannot be continued; jsonl, csv, tsv can")
     if config.evaluate and config.top is not None:
         raise UsageError("--resume with --evaluate needs all probabilities: leave --top away")
@@ -34,24 +37,28 @@ def check_resumable(kind: OutputFormat, config: PredictConfig) -> None:
 
 def go_on(
     path: Path,
-    kind: OutputFormat,
     items: Iterator[Item],
     predictor: Predictor,
+    config: PredictConfig,
+    names: Callable[[Sequence[str]], list[str]],
     count: Callable[[list[Prediction]], None],
-) -> tuple[int, Iterator[Item]]:
-    """Read what an interrupted run wrote along with its input, and cut it behind a whole window.
+) -> tuple[int, int, Iterator[Item]]:
+    """Read what an interrupted run wrote along with its input, up to its last whole window.
 
-    Windows begin at the same rows in every run over a file, so that what is appended is what an
-    uninterrupted run would have written there, to the last digit.
+    Windows begin at the same rows in every run over a file, so that what is appended there is what
+    an uninterrupted run would have written, to the last digit.
 
     Parameters
     ----------
     path : Path
         Its rows have to have the ids of the first *items*.
-    kind : OutputFormat
     items : rows of the input
     predictor : Predictor
         Has to be the one that wrote the file.
+    config : PredictConfig
+        What a row shows of it has to be as it was.
+    names : callable
+        The columns of a table, for the input's columns that it carries through.
     count : callable
         Given the rows that stay, window by window.
 
@@ -59,31 +66,35 @@ def go_on(
     -------
     int
         Rows that stay.
+    int
+        Bytes that stay: those of these rows.
     iterator
         The items that are left to do.
 
     Raises
     ------
     ArtifactError
-        The file was not made from this input, or not with this head.
+        The file was not made from this input, not with this head, or with other options.
     """
     kept, end = 0, 0
+    header: list[str] = []
     since: list[tuple[Item, Prediction]] = []
     latest: deque[tuple[Row, Prediction]] = deque(maxlen=COMPARED)
-    for number, (record, offset) in enumerate(_records(path, kind), 1):
+    for number, (record, offset) in enumerate(_records(path, config.output_format), 1):
         item = _matching(path, number, record, items)
         found = _restore(path, number, record, item, predictor)
         since.append((item, found))
         if isinstance(item, Row) and found.error is None:
+            # As in `writing`, the first row that brings the input's columns settles the table's.
+            header = header or names(list(item.columns or ()))
+            _check_options(path, number, record, header, config, predictor)
             latest.append((item, found))
         if number >= FIRST_WINDOW and (number - FIRST_WINDOW) % WINDOW == 0:
             count([prediction for _, prediction in since])
             kept, end = number, offset
             since.clear()
-    _check_same_head(path, latest, predictor)
-    with path.open("r+b") as file:
-        file.truncate(end)
-    return kept, chain([item for item, _ in since], items)
+    _check_same_answers(path, latest, predictor)
+    return kept, end, chain([item for item, _ in since], items)
 
 
 def _matching(path: Path, number: int, record: dict[str, Any], items: Iterator[Item]) -> Item:
@@ -98,10 +109,10 @@ def _matching(path: Path, number: int, record: dict[str, Any], items: Iterator[I
     return item
 
 
-def _check_same_head(
+def _check_same_answers(
     path: Path, latest: Collection[tuple[Row, Prediction]], predictor: Predictor
 ) -> None:
-    """Classify the last rows again: another head would answer otherwise."""
+    """Classify the last rows again: another head answers otherwise, and this one to other texts."""
     if not latest:
         return
     probs = predictor.probabilities([row.text for row, _ in latest])
@@ -109,18 +120,48 @@ def _check_same_head(
         now = dict(zip(predictor.head.classes, again.tolist(), strict=True))
         if any(abs(now[name] - p) > TOLERANCE for name, p in found.probs.items()):
             raise ArtifactError(
-                f"{path}: row {row.id!r} was not classified by this head and model",
-                "It was made with another head: name another file with -o.",
+                f"{path}: row {row.id!r} was not classified by this head from {row.place}",
+                "The input, the head or its model is another than it was made with: name another"
+                " file with -o.",
             )
+
+
+def _check_options(
+    path: Path,
+    number: int,
+    record: dict[str, Any],
+    names: list[str],
+    config: PredictConfig,
+    predictor: Predictor,
+) -> None:
+    with _predictions_only(path, number):
+        changed = changed_options(record, names, config, predictor.head)
+    if changed:
+        raise ArtifactError(
+            f"{path}: row {number} was made with other options: {'; '.join(changed)}",
+            "Give the options that it was made with, or name another file with -o.",
+        )
+
+
+@contextmanager
+def _predictions_only(path: Path, number: int) -> Iterator[None]:
+    """Refuse a record that has not what a prediction has."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path}: row {number} is not a prediction of this head ({error})",
+            "Name another file with -o, or give --force to begin again.",
+        ) from error
 
 
 def _restore(
     path: Path, number: int, record: dict[str, Any], item: Item, predictor: Predictor
 ) -> Prediction:
     """A written row as a prediction; only what an evaluation needs."""
-    if record.get("error"):
-        return Prediction(item.id, item.line, error=str(record["error"]))
-    try:
+    if record.get("error") and not record.get("prob"):  # a kept column may have this name too
+        return Prediction(item.id, error=str(record["error"]))
+    with _predictions_only(path, number):
         named = record.get("probs")
         if named is None:  # a table, with a column for each class
             columns = {f"prob_{name}": name for name in predictor.head.classes}
@@ -129,14 +170,11 @@ def _restore(
         label = _label(record["label"], predictor)
         given = label if isinstance(label, list) else [label]
         if not {*given, *probs} <= set(predictor.head.classes):
-            raise ValueError("other classes than the head's")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(
-            f"{path}: row {number} is not a prediction of this head ({error})",
-            "Name another file with -o, or give --force to begin again.",
-        ) from error
+            also = ", or another --label-separator" if predictor.head.multi_label else ""
+            raise ValueError(f"other classes than the head's{also}")
     truth = item.label if isinstance(item, Row) else None
-    return Prediction(item.id, item.line, label=label, probs=probs, truth=truth)
+    place = item.place if isinstance(item, Row) else ""
+    return Prediction(item.id, label=label, probs=probs, truth=truth, place=place)
 
 
 def _label(written: Any, predictor: Predictor) -> str | list[str]:

@@ -47,8 +47,10 @@ class Evaluation:
         for name in names or ():
             if name not in self._number:
                 raise DataError(
-                    f"line {found.line}: label {name!r} is none of the head's classes"
-                    f" ({', '.join(self._head.classes)})"
+                    f"{found.place}: label {name!r} is none of the head's classes"
+                    f" ({', '.join(self._head.classes)})",
+                    "Correct or remove the row, name another --label-column, or leave --evaluate"
+                    " away.",
                 )
         codes = [self._number[name] for name in names or ()]
         if not several:

@@ -36,7 +36,6 @@ class Prediction:
     """What was found for one row, or why nothing was."""
 
     id: str | None
-    line: int
     label: str | list[str] | None = None
     """Where a text may have any number of labels, a list."""
     prob: float | None = None
@@ -50,6 +49,8 @@ class Prediction:
     error: str | None = None
     truth: str | None = None
     """The input's label, where it was read."""
+    place: str = ""
+    """File and line of the row, for messages."""
     columns: dict[str, str] | None = None
 
 
@@ -164,15 +165,22 @@ def answer(
     if stop < len(window):
         error = encoded[stop]
         assert isinstance(error, DataError)
-        raise error
+        raise stopped_by(error)
+
+
+def stopped_by(error: DataError) -> DataError:
+    """A bad row's error, with the way to go on without the row."""
+    hint = f"{error.hint}; or go" if error.hint else "Go"
+    return DataError(error.message, f"{hint} on behind such rows with --on-error skip")
 
 
 def encode_rows(predictor: Predictor, window: Sequence[Row | BadRow]) -> list[Encoded | DataError]:
     """Token ids of each row, or what is wrong with it."""
     rows = [item for item in window if isinstance(item, Row)]
     try:
-        texts = [row.text for row in rows]
-        good: list[Encoded | DataError] = list(predictor.encode(texts)) if texts else []
+        good: list[Encoded | DataError] = (
+            list(predictor.encode([row.text for row in rows])) if rows else []
+        )
     except DataError:
         good = [_encode_one(predictor, row) for row in rows]
     found = iter(good)
@@ -181,10 +189,9 @@ def encode_rows(predictor: Predictor, window: Sequence[Row | BadRow]) -> list[En
 
 def _encode_one(predictor: Predictor, row: Row) -> Encoded | DataError:
     try:
-        return predictor.encode([row.text])[0]
-    except DataError as error:  # which calls it row 0
-        what = error.message.removeprefix("row 0: ")
-        return DataError(f"line {row.line}: {what}", error.hint)
+        return predictor.encode([row.text], [row.place])[0]
+    except DataError as error:
+        return error
 
 
 def _classify(
@@ -205,7 +212,7 @@ def _classify(
     answers, at = [], 0
     for item, ids in zip(window, encoded, strict=True):
         if isinstance(ids, DataError):
-            answers.append(Prediction(item.id, item.line, error=ids.message))
+            answers.append(Prediction(item.id, error=ids.message))
             continue
         assert isinstance(item, Row)
         why = None if whys is None else whys[at]
@@ -234,7 +241,6 @@ def _prediction(
     several = head.multi_label
     return Prediction(
         id=row.id,
-        line=row.line,
         label=head.names(label) if several else head.classes[label],
         prob=round(sure, 6) if several else rounded[label],
         probs=named,
@@ -242,5 +248,6 @@ def _prediction(
         abstained=abstained,
         why=why,
         truth=row.label,
+        place=row.place,
         columns=row.columns,
     )
