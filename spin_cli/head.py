@@ -71,7 +71,8 @@ class Head:
     model: Mapping[str, Any]
     """Identity of the model, as in the activations' manifest."""
     reading: Mapping[str, Any]
-    """How texts are read: the model options of ``extract``."""
+    """How texts are read: the model options of ``extract``. Empty: nobody knows, for another
+    program wrote the activations."""
     hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
     """Weights (m, n) on raw features and biases (m,) of rectified hidden units; None: linear."""
     abstain_below: float | None = None
@@ -101,6 +102,11 @@ class Head:
     def neurons(self) -> int:
         """Number of neurons read."""
         return sum(len(feature.neurons) for feature in self.features)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is known how a text becomes the neurons it reads."""
+        return bool(self.reading)
 
     def logits(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Logits (B, K) of gathered neurons (B, n).
@@ -306,6 +312,8 @@ def _checked_object(config: Any, name: str) -> dict[str, Any]:
 
 def _checked_reading(config: Any) -> dict[str, Any]:
     reading = _checked_object(config, "reading")
+    if not reading:
+        return reading
     length, template = reading["max_length"], reading["prompt_template"]
     if type(length) is not int or not 1 <= length <= 10**8:
         raise ValueError(f"max_length: {length!r} is not a number of tokens")

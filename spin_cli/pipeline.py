@@ -197,7 +197,7 @@ def read_sections(folder: Path) -> tuple[Sections, str]:
     Raises
     ------
     ArtifactError
-        There is no run.
+        There is no run, or spin did not write its activations.
     """
     if (folder / FILE).is_file():
         return read_toml(folder / FILE), str(folder / FILE)
@@ -206,7 +206,14 @@ def read_sections(folder: Path) -> tuple[Sections, str]:
         raise ArtifactError(
             f"{folder}: no run (neither {FILE} nor {STAGES[0]} in it)", "Make one: spin run …"
         )
-    request = artifacts.read_manifest(path, STAGES[0])["request"]
+    manifest = artifacts.read_manifest(path, STAGES[0])
+    request = manifest["request"]
+    if "spin" not in manifest["versions"] or not request["data"]:
+        raise ArtifactError(
+            f"{path}: written by another program, so that no data and no model are known to"
+            " compare with",
+            f"spin verify {folder}   # compares every file with what was written",
+        )
     options = dict(request["options"])
     named = dataset.places(request["data"], path)
     paths = [next((p for p in each if p.exists()), each[0]) for each in named]

@@ -159,3 +159,14 @@ def test_activations_of_another_program_are_read(spin, tmp_path, monkeypatch):
     assert set(neurons) == set(range(5))
     report = artifacts.read_json(Path("foreign/head/metrics.json"))
     assert report["spin"]["test"]["accuracy"] > 0.7
+    assert "next: spin ablate foreign" in done.err
+    for command in ("inspect foreign/activations", "inspect foreign/head", "ablate foreign",
+                    "report foreign -o report.html", "verify foreign"):  # fmt: skip
+        done = spin(*command.split())
+        assert done.code == 0, (command, done.err)
+    Path("texts.txt").write_text("some text\n")
+    for command in ("predict foreign/head texts.txt", "export foreign/head out"):
+        done = spin(*command.split())
+        assert done.code == 4 and "knows no model" in done.err, (command, done.err)
+    done = spin("status", "foreign")
+    assert done.code == 4 and "written by another program" in done.err

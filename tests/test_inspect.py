@@ -111,6 +111,13 @@ def test_every_artifact_and_every_file_of_a_run_is_shown(spin, tiny_run):
         assert done.out.strip()
 
 
+def test_a_json_file_is_shown_over_lines(spin, tiny_run):
+    path = tiny_run / "run/head/metrics.json"
+    shown = spin("inspect", path).out
+    assert len(shown.splitlines()) > 50
+    assert json.loads(shown) == json.loads(path.read_text())
+
+
 def test_the_numbers_of_a_run_are_in_the_json(spin, tiny_run):
     found = json.loads(spin("inspect", tiny_run / "run", "--json", "--rows", "50").out)
     parts = found["artifacts"]

@@ -424,6 +424,7 @@ def test_the_report_tells_of_every_label(run, spin):
         shown = spin("inspect", run / part)
         assert shown.code == 0, shown.err
         assert "any number" in shown.out
+    assert "each label has its own" in shown.out and "likeliest" not in shown.out
     assert spin("verify", run, "--rows", "2").code == 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin_cli.atomic import json_text
 from spin_cli.cli.showing_files import show_tensors, show_tree
 from spin_cli.cli.terminal import bar, human_bytes, print_json, print_line, print_table, width
 
@@ -26,7 +27,8 @@ def show(path: Path, found: dict[str, Any], every: bool) -> None:
         for name, part in found["artifacts"].items():
             show(path / name, part, every)
     elif kind == "json":
-        print_json(found["content"])
+        for line in json_text(found["content"]).splitlines():
+            print_line(line)
     elif kind == "text":
         for line in found["text"].splitlines():
             print_line(line)
@@ -58,6 +60,8 @@ def show_summary(path: Path, found: dict[str, Any]) -> None:
     rows += [[name, f"{count:,}"] for name, count in found.get("counts", {}).items()]
     if "storage_dtype" in found:
         rows.append(["on the disk", found["storage_dtype"]])
+    if found["spin"] is None:
+        rows.append(["written by", "another program"])
     if "seconds" in found.get("log", {}):
         rows.append(["took", f"{found['log']['seconds']:,.0f} s, spin {found['spin']}"])
     rows += [["note", text] for text in found.get("warnings", [])]
@@ -209,16 +213,22 @@ def show_head(found: dict[str, Any], every: bool) -> None:
     needs, report = found["needs"], found["metrics"]
     reading = needs["reading"]
     depth = "all" if needs["blocks"] is None else f"the first {needs['blocks']}"
-    adapter = reading["adapter"] or "none"
     rows = [
         ["model", f"{needs['model']['id']} ({needs['model']['architecture']})"],
         ["blocks", f"{depth} of {report['layers_total']}"],
-        ["adapter", adapter],
-        ["computed in", f"{reading['dtype']}, neurons rounded to {needs['storage_dtype']}"],
-        ["tokens", f"up to {reading['max_length']}, longer texts: {reading['long']}"],
+    ]
+    if reading:
+        rows += [
+            ["adapter", reading["adapter"] or "none"],
+            ["computed in", f"{reading['dtype']}, neurons rounded to {needs['storage_dtype']}"],
+            ["tokens", f"up to {reading['max_length']}, longer texts: {reading['long']}"],
+        ]
+    else:
+        rows.append(["reads texts", "no: another program wrote the activations"])
+    rows += [
         ["kind", kind_of(report)],
         ["hidden units", str(found["hidden_units"] or "none (linear)")],
-        ["threshold", str(found["threshold"] or "the likeliest class")],
+        ["threshold", _threshold(found)],
         ["abstains", f"below {found['abstain_below']}" if found["abstain_below"] else "never"],
     ]
     print_table("What it needs", ["", ""], rows)
@@ -228,6 +238,13 @@ def show_head(found: dict[str, Any], every: bool) -> None:
         _show_calibration(report["calibration"])
     if every:
         print_json(report)
+
+
+def _threshold(found: dict[str, Any]) -> str:
+    each = found.get("thresholds")
+    if each is None:
+        return str(found["threshold"] or "the likeliest class")
+    return f"each label has its own, {min(each.values()):.2f} to {max(each.values()):.2f}"
 
 
 def show_neurons(features: Sequence[dict[str, Any]]) -> None:

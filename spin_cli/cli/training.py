@@ -99,7 +99,10 @@ def show_trained(manifest: dict[str, Any], output: Path, json: bool) -> None:
         print_json({"stage": "train", "output": output, "metrics": summary, "log": manifest["log"]})
         return
     print_report(report)
-    say(f"next: spin predict {output} texts.csv")
+    if manifest["reads_text"]:
+        say(f"next: spin predict {output} texts.csv")
+    else:
+        say(f"next: spin ablate {output.parent}   # no model is known, so it cannot predict")
 
 
 def layers_run(report: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ def _describe_folder(path: Path, rows: int, eta: float, progress: Progress) -> d
 def _summary(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     found = {
         "kind": manifest["kind"],
-        "spin": manifest["versions"]["spin"],
+        "spin": manifest["versions"].get("spin"),
         "fingerprint": manifest["fingerprint"],
         "classes": list(manifest["classes"]),
         "bytes": sum(int(entry["bytes"]) for entry in manifest["files"].values()),
@@ -155,6 +155,7 @@ def _head(path: Path) -> dict[str, Any]:
         ],
         "hidden_units": 0 if head.hidden is None else len(head.hidden[1]),
         "threshold": head.threshold,
+        **({"thresholds": config["thresholds"]} if head.multi_label else {}),
         "abstain_below": head.abstain_below,
         "metrics": artifacts.read_json(path / METRICS),
     }  # fmt: skip

@@ -184,6 +184,11 @@ def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConf
 
     What loads foreign code or pickle is never taken from a head.
     """
+    if not head.reads_text:
+        raise ArtifactError(
+            f"{folder}: knows no model: another program wrote the activations it was trained on",
+            "It cannot read texts; `spin ablate`, `spin inspect` and `spin report` need no model.",
+        )
     try:
         options = from_plain(ModelConfig, head.reading)
     except (KeyError, ValueError, TypeError, OverflowError) as error:

@@ -88,9 +88,10 @@ def _last(path: str) -> str:
 
 
 def _data_name(run: Run) -> str:
-    if run.extracted is None:
+    files = [] if run.extracted is None else run.extracted.manifest["request"]["data"]
+    if not files:
         return "a run"
-    path = plain(run.extracted.manifest["request"]["data"][0]["path"], 300).replace("\\", "/")
+    path = plain(files[0]["path"], 300).replace("\\", "/")
     parts = [part for part in path.split("/") if part]
     folder = len(parts) > 1 and parts[-1].startswith("train.")
     return parts[-2] if folder else parts[-1] if parts else "a run"

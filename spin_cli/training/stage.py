@@ -75,7 +75,8 @@ def train(
     Returns
     -------
     dict
-        The manifest; under ``metrics`` what ``metrics.json`` holds, under ``log`` the time taken.
+        The manifest; under ``metrics`` what ``metrics.json`` holds, under ``log`` the time taken,
+        under ``reads_text`` whether the head can predict from texts.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def train(
     if oof is not None and config.oof is not None:
         linear = config.head is HeadKind.LOGISTIC  # the scaling of another head is of no use
         write_oof(config.oof, inputs, scaling.apply(oof) if linear else oof)
-    return manifest | {"metrics": report, "log": log}
+    return manifest | {"metrics": report, "log": log, "reads_text": head.reads_text}
 
 
 def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.float64]:
