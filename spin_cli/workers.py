@@ -33,13 +33,29 @@ def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
             yield found[0]
 
 
+@contextmanager
+def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads; what the body raises drops all that has not begun.
+
+    An interrupt does not wait for what has begun either, which may take many seconds: whoever ends
+    the process on it must not wait for threads (`__main__`).
+    """
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
 def side_by_side(
     one: Callable[[Item], Result],
     items: Sequence[Item],
     workers: int,
     size: Callable[[Item], float] | None = None,
 ) -> list[Result]:
-    """Apply *one* to every item; an exception, or an interrupt, drops what has not begun.
+    """Apply *one* to every item; an exception, or an interrupt, as in `pool_of`.
 
     Parameters
     ----------
@@ -56,12 +72,8 @@ def side_by_side(
     if size is not None:
         costs = [size(item) for item in items]
         order.sort(key=lambda place: -costs[place])
-    with threadpool_limits(1), ThreadPoolExecutor(worker_count(workers)) as pool:
-        try:
-            found = list(pool.map(lambda place: one(items[place]), order))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with threadpool_limits(1), pool_of(worker_count(workers)) as pool:
+        found = list(pool.map(lambda place: one(items[place]), order))
     by_place = dict(zip(order, found, strict=True))
     return [by_place[place] for place in range(len(items))]
 

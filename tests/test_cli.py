@@ -386,6 +386,37 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     assert len(windows.read_bytes()) > done + 2
 
 
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("spin_cli.selection.stage._probe_one", ["select", "run/activations", "-o", "other"]),
+        ("spin_cli.training.search.fit_columns", ["train", "run/selection", "-o", "other"]),
+        ("spin_cli.training.search.fit_columns", ["run", "run/spin.toml", "-s", "train.seed=5"]),
+    ],
+)
+def test_an_interrupt_does_not_wait_for_a_fit(tiny_run, tmp_path, place, command):
+    shutil.copytree(tiny_run / "run", tmp_path / "run")
+    module, name = place.rsplit(".", 1)
+    script = (
+        f"import sys, time, {module} as module\n"
+        f"def slow(*args): print('fitting', file=sys.stderr, flush=True); time.sleep({PATIENCE})\n"
+        f"module.{name} = slow\n"
+        "import spin_cli.__main__\n"
+        f"sys.argv = ['spin', *{command}]\n"
+        "spin_cli.__main__.main()\n"
+    )
+    with interruptible([sys.executable, "-c", script], cwd=tmp_path) as process:
+        while "fitting" not in (line := process.stderr.readline()):
+            assert line, "spin ended before it began to fit"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE / 2)
+    assert process.returncode == 130
+    output = "run/head" if command[0] == "run" else "other"
+    assert f"stopped before {output} was written: the same command" in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("*.partial"))
+
+
 # -- what train shows ------------------------------------------------------------------------
 
 

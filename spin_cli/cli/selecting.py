@@ -10,6 +10,7 @@ import typer
 from spin_cli.choices import Control, Solver
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import numbers
+from spin_cli.cli.speaking import stoppable
 from spin_cli.cli.terminal import (
     print_json,
     print_table,
@@ -96,7 +97,7 @@ def run_select(source: Path, output: Path, config: SelectConfig, force: bool) ->
     from spin_cli import selection
 
     say(f"select: probes on {source}")
-    with progress_bar("select") as progress:
+    with stoppable(output), progress_bar("select") as progress:
         return selection.select(source, output, config, force=force, progress=progress)
 
 

@@ -1,10 +1,11 @@
-"""``-q`` and ``-v``, before a command's name or after it."""
+"""``-q`` and ``-v``, before a command's name or after it; what an interrupt says."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,16 @@ def settle(quiet: bool, verbose: bool) -> None:
     """Set how much is said; without either option it stays as it was."""
     if quiet or verbose:
         terminal.verbosity = -1 if quiet else 1
+
+
+@contextlib.contextmanager
+def stoppable(output: object) -> Iterator[None]:
+    """For a stage that writes *output* in one go at its end: an interrupt says what to do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        terminal.say(f"stopped before {output} was written: the same command begins it again")
+        raise
 
 
 def speaking(function: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ import typer
 from spin_cli.choices import Calibration, ClassWeight, HeadKind, Penalty, Search
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import numbers
+from spin_cli.cli.speaking import stoppable
 from spin_cli.cli.terminal import (
     print_json,
     print_table,
@@ -87,7 +88,7 @@ def run_train(source: Path, output: Path, config: TrainConfig, force: bool) -> d
     from spin_cli import training
 
     say(f"train: searching for a head on {source}")
-    with progress_bar("train") as progress:
+    with stoppable(output), progress_bar("train") as progress:
         return training.train(source, output, config, force=force, progress=progress)
 
 

@@ -8,7 +8,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from spin_cli.probe import Blocks, Ranking
 from spin_cli.ranks import Ranks
 from spin_cli.samples import Samples, read_targets
 from spin_cli.selection import files, memory, parts, placing
+from spin_cli.workers import pool_of
 
 DEVICE_THREADS = 2
 """While one matrix is solved on a GPU, the next one is read."""
@@ -184,14 +185,13 @@ def _probe_all(
     done: list[Ranking] = []
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", probe.ConvergenceWarning)  # counted in the manifest
-        with ThreadPoolExecutor(threads) as pool:
+        with pool_of(threads) as pool:
             try:
                 for result in pool.map(one, features):
                     done.append(result)
                     progress("select", len(done), len(features))
             except BaseException:
                 ended.set()
-                pool.shutdown(cancel_futures=True)
                 raise
     return done
 
