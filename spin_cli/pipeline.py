@@ -12,7 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from spin_cli import artifacts, atomic, dataset, extraction, selection, training
+from spin_cli import artifacts, atomic, backbone, extraction, selection, training
+from spin_cli.dataset import hash_sources, places
 from spin_cli.errors import ArtifactError, SpinError
 from spin_cli.recipe import FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
 
@@ -111,6 +112,8 @@ def state_of(stage: str, folder: Path, recipe: Recipe, *, checksums: bool = Fals
         return State(stage, Standing.FOREIGN, (f"{path} is not an artifact of spin",))
     try:
         manifest = artifacts.read_manifest(path, stage)
+        if "spin" not in manifest["versions"]:
+            return State(stage, Standing.FOREIGN, (f"{path} was written by another program",))
         if checksums:
             _check_sums(path, manifest)
         differing = _reasons(stage, path, manifest, recipe)
@@ -123,6 +126,34 @@ def state_of(stage: str, folder: Path, recipe: Recipe, *, checksums: bool = Fals
     if differing:
         return State(stage, Standing.STALE, differing)
     return State(stage, Standing.FRESH)
+
+
+def refuse_others(folder: Path, recipe: Recipe) -> None:
+    """Raise `ArtifactError` if *folder* holds activations of another data set or another model.
+
+    A file that was edited where it lies, or new weights under the old name, are no reason: to make
+    anew what they made stale is what a run is for.
+    """
+    path = folder / STAGES[0]
+    try:
+        request = artifacts.read_manifest(path, STAGES[0])["request"]
+        was, model = request["data"][0], request["model"]
+    except (ArtifactError, IndexError):
+        return  # missing or damaged
+    now = hash_sources(recipe.data, recipe.extracting.data)[0]
+    _, identity = backbone.identify(recipe.extracting.model)
+    moved = Path(was["path"]).resolve() != Path(now["path"]).resolve()
+    pairs = []
+    if moved and was["sha256"] != now["sha256"]:
+        pairs.append((was["path"], now["path"]))
+    if model["id"] != identity["id"] and model.get("weights") != identity["weights"]:
+        pairs.append((model["id"], identity["id"]))
+    if pairs:
+        told = " and ".join(f"{old}, not of {new}" for old, new in pairs)
+        raise ArtifactError(
+            f"{path}: holds the activations of {told}",
+            "Name another folder with -o, or give --force to replace the whole run.",
+        )
 
 
 def _check_sums(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -215,7 +246,7 @@ def read_sections(folder: Path) -> tuple[Sections, str]:
             f"spin verify {folder}   # compares every file with what was written",
         )
     options = dict(request["options"])
-    named = dataset.places(request["data"], path)
+    named = places(request["data"], path)
     paths = [next((p for p in each if p.exists()), each[0]) for each in named]
     data = paths[0] if len(paths) == 1 else paths[0].parent
     sections: Sections = {

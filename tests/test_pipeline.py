@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 import pytest
 import tomllib
 
-from spin_cli import artifacts, extraction, pipeline, recipe
+from spin_cli import artifacts, backbone, extraction, pipeline, recipe
 from spin_cli.choices import Control, HeadKind, Pooling
 from spin_cli.errors import UsageError
 from tests.helpers import MODEL
@@ -113,6 +113,57 @@ def test_a_folder_of_somebody_else_is_not_replaced(spin, run_copy):
     done = spin("run", run_copy / "spin.toml")
     assert done.code == 4
     assert (run_copy / "selection/thesis.txt").read_text() == "mine"
+
+
+def test_a_run_of_other_data_or_another_model_is_replaced_with_force_alone(
+    spin, run_copy, tmp_path, monkeypatch
+):
+    before = (run_copy / "activations/manifest.json").read_bytes()
+    recipe_before = (run_copy / "spin.toml").read_bytes()
+    other = tmp_path / "other.csv"
+    other.write_text((run_copy.parent / "data/train.csv").read_text() + "So good.,good\n")
+    call = ("run", other, "-m", MODEL, "-o", run_copy, "--layers", "0-2")
+    done = spin(*call)
+    assert done.code == 4
+    assert "train.csv" in done.err and str(other) in done.err and "--force" in done.err
+    identify = backbone.identify
+
+    def another(options):
+        options, identity = identify(options)
+        return options, identity | {"id": "org/other", "weights": []}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "identify", another)
+        done = spin("run", run_copy / "spin.toml")
+    assert done.code == 4
+    assert f"{MODEL}, not of org/other" in done.err
+    assert (run_copy / "activations/manifest.json").read_bytes() == before
+    assert (run_copy / "spin.toml").read_bytes() == recipe_before
+    done = spin(*call, "--force")
+    assert done.code == 0, done.err
+    assert (run_copy / "activations/manifest.json").read_bytes() != before
+
+
+def test_a_run_says_what_its_stages_note(spin, run_copy):
+    """Of data that were edited in place, which needs no --force."""
+    data = run_copy.parent / "data"
+    with (data / "test.csv").open("a") as file:
+        file.write((data / "train.csv").read_text().splitlines(keepends=True)[1])
+    done = spin("run", run_copy / "spin.toml", "-s", "model.max_length=5")
+    assert done.code == 0, done.err
+    assert "note: 1 of the texts of test are in the train file too" in done.err
+    assert "note: 101 of 101 texts were cut to the limit" in done.err
+
+
+def test_activations_of_another_program_are_not_replaced(spin, run_copy):
+    path = run_copy / "activations/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["versions"]["spin"]
+    manifest["checksum"] = artifacts.checksum(manifest)
+    path.write_text(json.dumps(manifest))
+    assert states(spin, run_copy)["activations"][0] == "foreign"
+    done = spin("run", run_copy / "spin.toml")
+    assert done.code == 4 and "another program" in done.err
 
 
 def test_no_run_is_an_error_with_code_4(spin, tmp_path):

@@ -128,6 +128,20 @@ def show_estimate(found: dict[str, Any], json: bool) -> None:
     )
 
 
+def say_notes(manifest: dict[str, Any]) -> None:
+    """What a user should know of activations."""
+    counts = manifest["counts"]
+    for warning in manifest["warnings"]:
+        say(f"note: {warning}")
+    if counts["truncated"]:
+        say(f"note: {counts['truncated']:,} of {counts['rows']:,} texts were cut to the limit")
+    if counts["overflowed"]:
+        say(
+            f"note: {counts['overflowed']:,} values were too large for float16 and stored as its"
+            " largest number; `spin inspect` shows where, --storage-dtype float32 keeps them"
+        )
+
+
 def show_extracted(manifest: dict[str, Any], output: Path, json: bool) -> None:
     """Print what was extracted and the next command."""
     counts, log = manifest["counts"], manifest["log"]
@@ -139,15 +153,7 @@ def show_extracted(manifest: dict[str, Any], output: Path, json: bool) -> None:
     pairs = [(feature["site"], feature["hookpoint"]) for feature in manifest["features"]]
     for name, points in hookpoints(pairs).items():
         say(f"{name} read at {points}")
-    for warning in manifest["warnings"]:
-        say(f"note: {warning}")
-    if counts["truncated"]:
-        say(f"note: {counts['truncated']:,} of {counts['rows']:,} texts were cut to the limit")
-    if counts["overflowed"]:
-        say(
-            f"note: {counts['overflowed']:,} values were too large for float16 and stored as its"
-            " largest number; `spin inspect` shows where, --storage-dtype float32 keeps them"
-        )
+    say_notes(manifest)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     print_table(
         f"Activations in {output}",

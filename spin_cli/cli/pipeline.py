@@ -10,9 +10,9 @@ import typer
 
 from spin_cli.choices import Dtype, Format, Pooling, Site
 from spin_cli.cli import options as o
-from spin_cli.cli.extracting import run_extract, show_estimate
+from spin_cli.cli.extracting import run_extract, say_notes, show_estimate
 from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
-from spin_cli.cli.selecting import run_select
+from spin_cli.cli.selecting import run_select, say_unconverged
 from spin_cli.cli.style import Style
 from spin_cli.cli.terminal import print_json, print_table, say
 from spin_cli.cli.training import layers_run, print_report, run_train
@@ -67,6 +67,7 @@ def run(
 
     What is fresh, stale, partial or corrupt is shown first. All options are kept in RUN/spin.toml,
     and `spin run RUN/spin.toml` makes the same run again; options that are given besides change it.
+    A run of another data file or model is replaced with --force alone.
 
     Example: `spin run sample_data/requests -m bundled:minilm -o run`
     """
@@ -205,7 +206,11 @@ def status(
 
 
 def run_stages(output: Path, recipe: Recipe, force: bool) -> dict[str, Any]:
-    """Make what is not fresh; what was made by the same request is left alone."""
+    """Make what is not fresh, and say what the stages' own commands would note of it.
+
+    What was made by the same request is left alone; activations of another data set or model are
+    replaced with *force* alone.
+    """
     from spin_cli import artifacts, extraction, pipeline, ranks
 
     states = pipeline.examine(output, recipe)
@@ -215,14 +220,16 @@ def run_stages(output: Path, recipe: Recipe, force: bool) -> dict[str, Any]:
         say(f"{state.stage + ':':<13}{state.standing.value:<9}{'; '.join(state.why)}".rstrip())
     if states[0].standing is not pipeline.Standing.FRESH:
         extraction.foretell(recipe.data, recipe.extracting, False)  # no data, no model: say so now
+        if not force:
+            pipeline.refuse_others(output, recipe)
     if ranks.current().first:
         pipeline.write_recipe(output, recipe)
     make: dict[str, Callable[[bool], Any]] = {
-        "activations": lambda again: run_extract(
-            recipe.data, output / "activations", recipe.extracting, again
+        "activations": lambda again: say_notes(
+            run_extract(recipe.data, output / "activations", recipe.extracting, again)
         ),
-        "selection": lambda again: run_select(
-            output / "activations", output / "selection", recipe.selecting, again
+        "selection": lambda again: say_unconverged(
+            run_select(output / "activations", output / "selection", recipe.selecting, again)
         ),
         "head": lambda again: run_train(
             output / "selection", output / "head", recipe.training, again

@@ -128,6 +128,12 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
             for row in best
         ],
     )  # fmt: skip
+    say_unconverged(manifest)
+    say(f"next: spin train {output}")
+
+
+def say_unconverged(manifest: dict[str, Any]) -> None:
+    """Which probes are not as exact as the others."""
     if unconverged := manifest["counts"]["unconverged"]:
         names = [
             f"{row['layer']} {row['site']} {row['pooling']}"
@@ -136,4 +142,3 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
         ]
         listed_names = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         say(f"note: {unconverged} probes stopped short of the tolerance: {listed_names}")
-    say(f"next: spin train {output}")
