@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain, islice
 
 from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset.formats import refuse_structure
@@ -24,6 +25,8 @@ from spin_cli.errors import DataError
 Record = tuple[int, object, object, object, "dict[str, str] | None"]
 
 _MAX_LISTED = 20
+ALIKE = 0.7
+"""How much a name has to be like another to be a slip of it: 'intent' is none of 'text' (0.6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +77,23 @@ def resolve_columns(
         if column not in found:
             listed = list_names(found) if found else "none at all"
             message = f"{where}: no column '{column}'; the columns are {listed}"
-            raise DataError(message, _suggest_column(option, column, found))
+            others = {named for _, named in needed} | {label}
+            free = [candidate for candidate in found if candidate not in others]
+            raise DataError(message, _suggest_column(option, column, found, free))
     return wanted.text, (label if label in found else None), wanted.id
 
 
-def _suggest_column(option: str, column: str, found: Sequence[str]) -> str:
+def _suggest_column(option: str, column: str, found: Sequence[str], free: Sequence[str]) -> str:
+    """How to name the column: one of *free* by its name where that is much like what was asked."""
     if len(found) == 1:
         for separator, advice in (
             ("\t", "the header looks tab-separated: --format tsv"),
-            (";", "the header looks separated by ';': convert the file to commas"),
             (",", "the header looks comma-separated: --format csv"),
         ):
             if separator in found[0]:
                 return advice
-    folded = {candidate.strip().lower(): candidate for candidate in found}
-    close = get_close_matches(column.strip().lower(), list(folded), n=1)
+    folded = {candidate.strip().lower(): candidate for candidate in free}
+    close = get_close_matches(column.strip().lower(), list(folded), n=1, cutoff=ALIKE)
     return f"{option} {shlex.quote(folded[close[0]])}" if close else f"name the column: {option} X"
 
 
@@ -103,10 +108,12 @@ def refuse_duplicates(name: str, names: Sequence[str]) -> None:
 
 
 def csv_records(lines: Lines, delimiter: str, wanted: Wanted) -> Iterator[Record | Fault]:
-    """Parse CSV or TSV with a header line."""
+    """Parse CSV or TSV with a header line; CSV may have semicolons in place of commas."""
     # Process-wide in the csv module; its default (131,072) refuses long documents.
     csv.field_size_limit(MAX_TEXT_CHARS)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    first = list(islice(lines, 1))
+    delimiter = _settle_delimiter(first, delimiter, wanted)
+    reader = csv.reader(chain(first, lines), delimiter=delimiter, strict=True)
     header = _read_header(reader, lines)
     names = resolve_columns(lines.name, header, wanted)
     text_at, label_at, id_at = (None if n is None else header.index(n) for n in names)
@@ -134,6 +141,17 @@ def csv_records(lines: Lines, delimiter: str, wanted: Wanted) -> Iterator[Record
             None if id_at is None else fields[id_at],
             _name_fields(header, fields) if wanted.keep_columns else None,
         )
+
+
+def _settle_delimiter(first: list[str], delimiter: str, wanted: Wanted) -> str:
+    """A semicolon where only that parts the header, as spreadsheets of half of Europe write it."""
+    if delimiter != "," or not first:
+        return delimiter
+    try:
+        whole, parted = (next(csv.reader(first, delimiter=mark), []) for mark in ",;")
+    except csv.Error:  # the strict reader says what is wrong
+        return delimiter
+    return ";" if len(whole) == 1 and len(parted) > 1 and wanted.text not in whole else ","
 
 
 def _read_header(reader: Iterator[list[str]], lines: Lines) -> list[str]:
