@@ -14,6 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ SCHEMA = 1
 LOG = "log.json"
 STAGE_OF = {"activations": "extract", "selection": "select", "head": "train"}
 LIBRARIES = ("torch", "transformers", "numpy", "h5py", "safetensors", "tokenizers")
+OPTIONS = {"poolings": "--pooling", "sites": "--site", "model.overlap": "--window-overlap"}
+"""Fields of a request whose option has another name."""
 UNFINGERPRINTED = frozenset({"path", "fingerprint", "checksum"})
 
 
@@ -220,6 +223,44 @@ def differing_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
                 names += differing_fields(old.get(key), new.get(key), f"{prefix}{key}.")
         return names
     return [] if old == new else [prefix.rstrip(".")]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field that is not what it was."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """As ``field: old → new``, or ``field`` alone where the values say nothing."""
+        if self.field.endswith("sha256") or self.field.startswith(("data", "model.weights")):
+            return f"{self.field} changed"
+        option = self.field.removeprefix("options.")
+        named = f" ({OPTIONS[option]})" if option in OPTIONS else ""
+        return f"{self.field}{named}: {_short(self.old)} → {_short(self.new)}"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 30 else f"{text[:29]}…"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...]:
+    """The fields in which two requests differ, with their values."""
+    return tuple(
+        Change(name, _field(old, name), _field(new, name)) for name in differing_fields(old, new)
+    )
+
+
+def _field(value: Any, name: str) -> Any:
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def open_hdf5(path: Path) -> Any:

@@ -49,43 +49,6 @@ class State:
     """The reasons, each as ``field: old → new`` or a phrase."""
 
 
-@dataclass(frozen=True)
-class Change:
-    """A field that is not what it was."""
-
-    field: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        """As ``field: old → new``, or ``field`` alone where the values say nothing."""
-        if self.field.endswith("sha256") or self.field.startswith(("data", "model.weights")):
-            return f"{self.field} changed"
-        return f"{self.field}: {_short(self.old)} → {_short(self.new)}"
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "none"
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 30 else f"{text[:29]}…"
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...]:
-    """The fields in which two requests differ, with their values."""
-    return tuple(
-        Change(name, _field(old, name), _field(new, name))
-        for name in artifacts.differing_fields(old, new)
-    )
-
-
-def _field(value: Any, name: str) -> Any:
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def examine(folder: Path, recipe: Recipe, *, checksums: bool = False) -> list[State]:
     """How each artifact in the run *folder* stands to *recipe*.
 
@@ -167,7 +130,7 @@ def _reasons(stage: str, path: Path, manifest: dict[str, Any], recipe: Recipe) -
     old = _completed(stage, manifest["request"])
     if stage == "activations":
         new = extraction.foretell(recipe.data, recipe.extracting, bool(manifest["causal"]))
-        return tuple(map(str, changes(extraction.comparable(old), new)))
+        return tuple(map(str, artifacts.changes(extraction.comparable(old), new)))
     above = STAGES[STAGES.index(stage) - 1]
     try:
         parent = artifacts.read_manifest(path.parent / above, above)
@@ -177,7 +140,7 @@ def _reasons(stage: str, path: Path, manifest: dict[str, Any], recipe: Recipe) -
         new = selection.request_of(parent, recipe.selecting)
     else:
         new = training.request_of(parent, recipe.training)
-    found = changes(old, new)
+    found = artifacts.changes(old, new)
     why = [f"{above} changed" if c.field == "parent" else str(c) for c in found]
     if stage == "head" and recipe.training.oof and not recipe.training.oof.exists():
         why.append(f"{recipe.training.oof} is to be written")
@@ -209,7 +172,7 @@ def _unfinished(stage: str, path: Path, recipe: Recipe) -> State:
     try:
         causal = "last" in request["options"]["poolings"]
         new = extraction.foretell(recipe.data, recipe.extracting, causal)
-        differing = changes(extraction.comparable(_completed(stage, request)), new)
+        differing = artifacts.changes(extraction.comparable(_completed(stage, request)), new)
     except SpinError as error:
         return State(stage, Standing.PARTIAL, (how_far, error.message))
     except (KeyError, TypeError) as error:

@@ -128,7 +128,12 @@ def _refuse_unknown(sections: Mapping[str, Any], where: str) -> None:
         known = [*keys(name), DATA_PATH] if name == "data" else keys(name)
         for key in values:
             if key not in known:
-                raise UsageError(f"{where}: [{name}] has no option {key!r}", _nearest(key, known))
+                others = [other for other in CONFIGS if key in keys(other)]
+                belongs = (
+                    f"It belongs to [{'], ['.join(others)}]: {others[-1]}.{key}" if others else ""
+                )
+                hint = belongs or _nearest(key, known)
+                raise UsageError(f"{where}: [{name}] has no option {key!r}", hint)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -215,8 +220,14 @@ def _is_local(section: str, key: str, value: Any, folder: Path = Path()) -> bool
 
 
 def _tidy(model: str) -> str:
-    """A model's path as it reads after it was written to a file and read again."""
-    return os.path.normpath(model) if _is_local("model", "model", model) else model
+    """A model's path as it reads after it was written to a file and read again.
+
+    One that leads nowhere stays recognisable as a path, for the error.
+    """
+    if not _is_local("model", "model", model):
+        return model
+    path = os.path.normpath(model)
+    return path if Path(path).exists() or path.startswith(("/", ".")) else f"./{path}"
 
 
 def _toml(value: Any) -> str:

@@ -103,6 +103,13 @@ def test_an_interrupted_extraction_is_partial_and_says_how_far_it_is(spin, run_c
     edit(run_copy / "spin.toml", 'layers = "0-2"', 'layers = "0-1"')
     found = states(spin, run_copy)["activations"]
     assert found[1].endswith("begun with another options.layers: 0-2 → 0-1")
+    done = spin("run", run_copy / "spin.toml", "-s", 'extract.poolings=["mean"]')
+    assert done.code == 4
+    assert "options.poolings (--pooling): mean,max,first → mean" in done.err
+    edit(run_copy / "spin.toml", 'layers = "0-1"', 'layers = "0-2"')
+    done = spin("run", run_copy / "spin.toml")
+    assert done.code == 0, done.err
+    assert "resume: 0 of 1 windows of rows are done" in done.err
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(spin, run_copy):
@@ -311,6 +318,41 @@ def test_foreign_code_is_not_run_because_a_file_says_so(spin, tmp_path):
     done = spin("run", tmp_path / "spin.toml", "--dry-run")
     assert done.code == 2
     assert "--allow-pickle" in done.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        (("--long", "window"), "Give -s model.long=window"),
+        (("--window-overlap=0.2",), "Give -s model.overlap=0.2"),
+        (("--eta", "0.5"), "Give -s select.etas=0.5 -s train.etas=0.5"),
+        (("--no-refit",), "Give -s train.refit=false"),
+        (("--masks-only",), "Give -s train.masks_only=true"),
+        (("-s", "extract.long=window"), "It belongs to [model]: model.long"),
+        (("--nonsense",), "No such option"),
+    ],
+)
+def test_an_option_of_a_stage_alone_is_told_how_to_be_given(spin, tmp_path, typed, hint):
+    done = spin("run", tmp_path, "-m", MODEL, "-o", tmp_path / "run", *typed)
+    assert done.code == 2
+    assert hint in done.err
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("./nosuch", "./nosuch: no such model folder"), ("minilm", "Did you mean bundled:minilm?")],
+)
+def test_a_model_that_is_not_there_is_called_so(spin, tiny_run, tmp_path, model, words):
+    done = spin("run", tiny_run / "data", "-m", model, "-o", tmp_path / "run")
+    assert done.code == 5
+    assert words in done.err
+
+
+def test_an_unknown_device_is_answered_with_the_usual_ones(spin, tiny_run, tmp_path):
+    call = ("extract", tiny_run / "data", "-m", MODEL, "-o", tmp_path / "a", "--device", "gpu")
+    done = spin(*call)
+    assert done.code == 5
+    assert "cuda:0" in done.err and "privateuseone" not in done.err
 
 
 def test_without_data_or_model_nothing_is_begun(spin, tiny_run, tmp_path):

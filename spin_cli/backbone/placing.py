@@ -15,6 +15,9 @@ from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError
 from spin_cli.ranks import current
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+NAMED = "auto, cpu, cuda, cuda:0 (the first of several), mps"
+
 
 def choose_device(name: str) -> torch.device:
     """The device that *name* means; ``auto`` takes CUDA, then MPS, then the CPU.
@@ -33,6 +36,8 @@ def choose_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         why = "this PyTorch has no MPS" if not torch.backends.mps.is_built() else "no Apple GPU"
         raise ModelError(f"--device mps: not usable here ({why})", "Give --device cpu or auto.")
+    if name.partition(":")[0] not in DEVICES:
+        raise ModelError(f"--device {name}: no such kind of device", f"There are: {NAMED}.")
     ranks = current()
     if name == "cuda" and ranks.size > 1:
         name = f"cuda:{ranks.local_rank}"

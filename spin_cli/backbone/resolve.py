@@ -72,6 +72,8 @@ def locate(config: ModelConfig) -> Location:
         return Location(str(path.resolve()))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"{name}: no such model folder")
+    if (bundled := f"bundled:{name}") in (*BUNDLED, "bundled:gemma3"):
+        raise ModelError(f"{name}: no such model folder", f"Did you mean {bundled}?")
     return Location(name, revision=config.revision)
 
 

@@ -30,6 +30,7 @@ from spin_cli.cli import (
 )
 from spin_cli.cli.speaking import Quiet, Verbose, settle, speaking
 from spin_cli.cli.system import plain_os_errors
+from spin_cli.cli.unknown import RunCommand
 from spin_cli.errors import SpinError
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": pipeline.demo,
 }
 for _name, _command in COMMANDS.items():
-    app.command(_name)(speaking(_command))
+    app.command(_name, cls=RunCommand if _name == "run" else None)(speaking(_command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spin_cli.atomic import partial_folder
 from spin_cli.choices import Dtype, Format, Long, Pooling, Side, Site
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
@@ -89,14 +90,24 @@ def extract(
         if dry_run:
             show_estimate(extraction.estimate(extraction.plan(source, config)), json)
             return
-        show_extracted(run_extract(source, output, config, force), output, json)
+        name = "stdin" if source != data else str(data)
+        show_extracted(run_extract(source, output, config, force, name), output, json)
 
 
-def run_extract(data: Path, output: Path, config: ExtractConfig, force: bool) -> dict[str, Any]:
-    """Run the stage under a progress bar; a Ctrl-C says how to go on."""
+def run_extract(
+    data: Path, output: Path, config: ExtractConfig, force: bool, name: str | None = None
+) -> dict[str, Any]:
+    """Run the stage under a progress bar; a Ctrl-C says how to go on.
+
+    *name*: what to call the data, where they lie in a file that nobody knows of.
+    """
     from spin_cli import extraction
 
-    say(f"extract: {config.model.model} reads {data}")
+    say(f"extract: {config.model.model} reads {name or data}")
+    begun = None if force else extraction.progress_of(partial_folder(output))
+    if begun is not None:
+        _, done, windows = begun
+        say(f"resume: {done:,} of {windows:,} windows of rows are done")
     try:
         with progress_bar("extract") as progress:
             return extraction.extract(data, output, config, force=force, progress=progress)

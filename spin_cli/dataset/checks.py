@@ -154,11 +154,13 @@ def collect_warnings(
         counts = here.sum(0) if several else np.bincount(here, minlength=len(classes))
         absent = [classes[i] for i in np.flatnonzero(counts == 0).tolist()]
         if absent:
-            found.append(f"{SPLITS[at]} has no row of the class {list_names(absent, _MAX_NAMED)}")
+            what = "the class" if len(absent) == 1 else "the classes"
+            found.append(f"{SPLITS[at]} has no row of {what} {list_names(absent, _MAX_NAMED)}")
         single = [classes[i] for i in np.flatnonzero(counts == 1).tolist()]
         if SPLITS[at] == "train" and single:
             listed = list_names(single, _MAX_NAMED)
-            found.append(f"train has a single row of the class {listed}")
+            each = "the class" if len(single) == 1 else "each of the classes"
+            found.append(f"train has a single row of {each} {listed}")
     for split, count in shared:
         if count:
             found.append(

@@ -279,7 +279,8 @@ def _parse_object(line: str, name: str, number: int) -> dict[str, object] | Data
         hint = 'every line has to be one object such as {"text": "...", "label": "..."}'
         if number == 1 and line.strip() in {"[", "{"}:
             hint = f"the file looks like pretty-printed JSON: jq -c '.[]' {name} > rows.jsonl"
-        return DataError(f"{where}, character {error.colno}: not JSON: {error.msg}", hint)
+        what = error.msg.removesuffix(" at")  # the place is said before it
+        return DataError(f"{where}, character {error.colno}: not JSON: {what}", hint)
     except (ValueError, RecursionError) as error:
         return DataError(f"{where}: JSON that cannot be read: {error}")
     if isinstance(item, dict):
