@@ -421,6 +421,7 @@ def test_stdin_gives_what_the_file_gives(spin, data, tmp_path):
             "extract", "-", "-o", tmp_path / "pipe", *arguments, "--format", "csv", stdin=pipe
         )
     assert done.code == 0, done.err
+    assert "reads stdin" in done.err
     for name in ("layer_00.h5", "layer_01.h5", "samples.h5"):
         assert filecmp.cmp(tmp_path / "file" / name, tmp_path / "pipe" / name, shallow=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]

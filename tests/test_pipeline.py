@@ -106,8 +106,8 @@ def test_an_interrupted_extraction_is_partial_and_says_how_far_it_is(spin, run_c
     done = spin("run", run_copy / "spin.toml", "-s", 'extract.poolings=["mean"]')
     assert done.code == 4
     assert "options.poolings (--pooling): mean,max,first → mean" in done.err
-    edit(run_copy / "spin.toml", 'layers = "0-1"', 'layers = "0-2"')
-    done = spin("run", run_copy / "spin.toml")
+    begun = ("-s", 'extract.poolings=["mean", "max", "first"]', "--layers", "0-2")
+    done = spin("run", run_copy / "spin.toml", *begun)
     assert done.code == 0, done.err
     assert "resume: 0 of 1 windows of rows are done" in done.err
 
