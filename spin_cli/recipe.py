@@ -129,10 +129,8 @@ def _refuse_unknown(sections: Mapping[str, Any], where: str) -> None:
         for key in values:
             if key not in known:
                 others = [other for other in CONFIGS if key in keys(other)]
-                belongs = (
-                    f"It belongs to [{'], ['.join(others)}]: {others[-1]}.{key}" if others else ""
-                )
-                hint = belongs or _nearest(key, known)
+                belongs = " or ".join(f"[{other}]: {other}.{key}" for other in others)
+                hint = f"It belongs to {belongs}" if others else _nearest(key, known)
                 raise UsageError(f"{where}: [{name}] has no option {key!r}", hint)
 
 

@@ -210,6 +210,11 @@ def test_other_separators_are_recognised(tmp_path):
     assert list(read_rows(write(tmp_path / "x.csv", "text;label\n"))) == []
 
 
+def test_the_place_in_a_json_line_is_named_once(tmp_path):
+    error = fail(write(tmp_path / "x.jsonl", '{"text": "a\x01b"}\n'))
+    assert error.message.endswith("line 1, character 12: not JSON: Invalid control character")
+
+
 def test_duplicate_columns(tmp_path):
     error = fail(write(tmp_path / "x.csv", "text,label,text\na,b,c\n"))
     assert "line 1: the header has 'text' more than once" in error.message

@@ -283,6 +283,8 @@ def test_what_is_odd_about_labels_is_said(tmp_path):
     assert found.classes == ("a", "b", "c")
     assert "every row of train has the label 'a'" in found.warnings
     assert "train has a single row of the class 'c'" in found.warnings
+    found = scan(write(tmp_path / "t.csv", rows_of(["a|b", "a"] * 20 + ["a|c", "a|d"])), SEVERAL)
+    assert "train has a single row of each of the classes 'c', 'd'" in found.warnings
     (tmp_path / "t.csv").rename(tmp_path / "train.csv")
     write(tmp_path / "test.csv", rows_of(["a", "b|z"]))
     with pytest.raises(DataError, match=r"test.csv, line 3: the label 'z' of test is not in train"):
