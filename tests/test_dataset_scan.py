@@ -176,7 +176,7 @@ def test_classes_absent_from_val_and_test_warn(tmp_path):
     write_rows(tmp_path / "test.csv", "a", "t")
     warnings = scan(tmp_path, CONFIG).warnings
     assert "val has no row of the class 'c'" in warnings
-    assert "test has no row of the class 'b', 'c'" in warnings
+    assert "test has no row of the classes 'b', 'c'" in warnings
 
 
 def test_texts_shared_with_train_warn(tmp_path):
