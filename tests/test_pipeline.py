@@ -156,7 +156,7 @@ def test_a_run_says_what_its_stages_note(spin, run_copy):
     data = run_copy.parent / "data"
     with (data / "test.csv").open("a") as file:
         file.write((data / "train.csv").read_text().splitlines(keepends=True)[1])
-    done = spin("run", run_copy / "spin.toml", "-s", "model.max_length=5")
+    done = spin("run", run_copy / "spin.toml", "-s", "model.max_length=7")
     assert done.code == 0, done.err
     assert "note: 1 of the texts of test are in the train file too" in done.err
     assert "note: 101 of 101 texts were cut to the limit" in done.err
