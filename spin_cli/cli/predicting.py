@@ -197,7 +197,8 @@ def predict(
     elif scores is not None:
         show_scores(scores, to_stderr=output is None)
     if run.errors:
-        say(f"note: {run.errors:,} bad rows were skipped, first {run.first_error}")
+        rows = "1 bad row was" if run.errors == 1 else f"{run.errors:,} bad rows were"
+        say(f"note: {rows} skipped, first {run.first_error}")
     if output is not None:
         say(f"{count:,} predictions in {output}")
 

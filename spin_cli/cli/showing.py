@@ -243,7 +243,8 @@ def show_head(found: dict[str, Any], every: bool) -> None:
 def _threshold(found: dict[str, Any]) -> str:
     each = found.get("thresholds")
     if each is None:
-        return str(found["threshold"] or "the likeliest class")
+        alone = found["threshold"]
+        return "the likeliest class" if alone is None else f"{alone:.6g}"
     return f"each label has its own, {min(each.values()):.2f} to {max(each.values()):.2f}"
 
 
