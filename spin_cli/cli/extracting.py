@@ -83,11 +83,15 @@ def extract(
         layers=layers,
         storage_dtype=storage_dtype,
     )  # fmt: skip
-    from spin_cli import extraction
+    from spin_cli import atomic
     from spin_cli.dataset import spooled
 
+    if not dry_run:
+        atomic.check_vacant(output, force=force)  # torch takes seconds to come
     with spooled(data, output, format) as source:
         if dry_run:
+            from spin_cli import extraction
+
             show_estimate(extraction.estimate(extraction.plan(source, config)), json)
             return
         name = "stdin" if source != data else str(data)
@@ -101,9 +105,9 @@ def run_extract(
 
     *name*: what to call the data, where they lie in a file that nobody knows of.
     """
+    say(f"extract: {config.model.model} reads {name or data}")
     from spin_cli import extraction
 
-    say(f"extract: {config.model.model} reads {name or data}")
     begun = None if force else extraction.progress_of(partial_folder(output))
     if begun is not None:
         _, done, windows = begun

@@ -94,9 +94,13 @@ def select(
 
 def run_select(source: Path, output: Path, config: SelectConfig, force: bool) -> dict[str, Any]:
     """Run the stage under a progress bar."""
+    from spin_cli import artifacts, atomic
+
+    artifacts.read_manifest(source, "activations")  # torch takes seconds to come
+    atomic.check_vacant(output, force=force)
+    say(f"select: probes on {source}")
     from spin_cli import selection
 
-    say(f"select: probes on {source}")
     with stoppable(output), progress_bar("select") as progress:
         return selection.select(source, output, config, force=force, progress=progress)
 

@@ -85,9 +85,13 @@ def train(
 
 def run_train(source: Path, output: Path, config: TrainConfig, force: bool) -> dict[str, Any]:
     """Run the stage under a progress bar."""
+    from spin_cli import artifacts, atomic
+
+    artifacts.read_manifest(source, "selection")  # torch takes seconds to come
+    atomic.check_vacant(output, force=force)
+    say(f"train: searching for a head on {source}")
     from spin_cli import training
 
-    say(f"train: searching for a head on {source}")
     with stoppable(output), progress_bar("train") as progress:
         return training.train(source, output, config, force=force, progress=progress)
 
