@@ -23,6 +23,8 @@ except ImportError:  # not a POSIX system: two runs into one folder are then the
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that say that there is no room left."""
 
 
 def sync(path: Path) -> None:
@@ -85,7 +87,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             f"{folder}: {reasons[error.errno]}; nothing was left under its final name",
             hint=(
                 "Make room (or name another folder with -o) and run the same command again."
-                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if error.errno in FULL
                 else "Name a folder that can be written with -o."
             ),
         ) from error

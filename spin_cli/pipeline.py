@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_cli import artifacts, atomic, backbone, extraction, selection, training
-from spin_cli.dataset import hash_sources, places
+from spin_cli.dataset import find_sources, places
 from spin_cli.errors import ArtifactError, SpinError
 from spin_cli.recipe import FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
 
@@ -91,11 +91,11 @@ def state_of(stage: str, folder: Path, recipe: Recipe, *, checksums: bool = Fals
     return State(stage, Standing.FRESH)
 
 
-def refuse_others(folder: Path, recipe: Recipe) -> None:
+def refuse_others(folder: Path, recipe: Recipe, wanted: Mapping[str, Any]) -> None:
     """Raise `ArtifactError` if *folder* holds activations of another data set or another model.
 
     A file that was edited where it lies, or new weights under the old name, are no reason: to make
-    anew what they made stale is what a run is for.
+    anew what they made stale is what a run is for. *wanted*: what `foretell` says of *recipe*.
     """
     path = folder / STAGES[0]
     try:
@@ -103,14 +103,15 @@ def refuse_others(folder: Path, recipe: Recipe) -> None:
         was, model = request["data"][0], request["model"]
     except (ArtifactError, IndexError):
         return  # missing or damaged
-    now = hash_sources(recipe.data, recipe.extracting.data)[0]
-    _, identity = backbone.identify(recipe.extracting.model)
-    moved = Path(was["path"]).resolve() != Path(now["path"]).resolve()
+    _, now = find_sources(recipe.data, recipe.extracting.data.format)[0]
     pairs = []
-    if moved and was["sha256"] != now["sha256"]:
-        pairs.append((was["path"], now["path"]))
-    if model["id"] != identity["id"] and model.get("weights") != identity["weights"]:
-        pairs.append((model["id"], identity["id"]))
+    moved = Path(was["path"]).resolve() != now.resolve()
+    if moved and was["sha256"] != wanted["data"].get(was["split"]):
+        pairs.append((was["path"], str(now)))
+    if model.get("weights") != wanted["model"]["weights"]:
+        _, identity = backbone.identify(recipe.extracting.model)
+        if model["id"] != identity["id"]:
+            pairs.append((model["id"], identity["id"]))
     if pairs:
         told = " and ".join(f"{old}, not of {new}" for old, new in pairs)
         raise ArtifactError(

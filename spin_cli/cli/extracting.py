@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spin_cli.atomic import partial_folder
+from spin_cli import atomic
 from spin_cli.choices import Dtype, Format, Long, Pooling, Side, Site
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
@@ -83,7 +83,6 @@ def extract(
         layers=layers,
         storage_dtype=storage_dtype,
     )  # fmt: skip
-    from spin_cli import atomic
     from spin_cli.dataset import spooled
 
     if not dry_run:
@@ -108,7 +107,7 @@ def run_extract(
     say(f"extract: {config.model.model} reads {name or data}")
     from spin_cli import extraction
 
-    begun = None if force else extraction.progress_of(partial_folder(output))
+    begun = None if force else extraction.progress_of(atomic.partial_folder(output))
     if begun is not None:
         _, done, windows = begun
         say(f"resume: {done:,} of {windows:,} windows of rows are done")

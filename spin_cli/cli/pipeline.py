@@ -219,9 +219,10 @@ def run_stages(output: Path, recipe: Recipe, force: bool) -> dict[str, Any]:
             raise ArtifactError(state.why[0], "Name another folder with -o.")
         say(f"{state.stage + ':':<13}{state.standing.value:<9}{'; '.join(state.why)}".rstrip())
     if states[0].standing is not pipeline.Standing.FRESH:
-        extraction.foretell(recipe.data, recipe.extracting, False)  # no data, no model: say so now
+        # Where there are no data or no model, it is said now.
+        wanted = extraction.foretell(recipe.data, recipe.extracting, False)
         if not force:
-            pipeline.refuse_others(output, recipe)
+            pipeline.refuse_others(output, recipe, wanted)
     if ranks.current().first:
         pipeline.write_recipe(output, recipe)
     make: dict[str, Callable[[bool], Any]] = {

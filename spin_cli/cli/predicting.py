@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spin_cli.atomic import check_free
 from spin_cli.choices import Dtype, Format, OnError, OutputFormat
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import read_map
@@ -244,8 +245,7 @@ def _check_output(
         raise UsageError(f"{output}: is the input; name another file with -o")
     if resume or force or not ranks.first:
         return
-    if output.exists():
-        raise ArtifactError(f"{output}: exists", "Give --force to replace it.")
+    check_free(output, force=False)
     if partial_path(output).exists():
         go_on = "--resume to go on from there, or " if resumable else ""
         raise ArtifactError(

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spin_cli import atomic
 from spin_cli.errors import ArtifactError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (*atomic.FULL, errno.EFBIG)
 OF_STDOUT = (*FULL, errno.EIO, errno.EBADF)
 """What writing to stdout ends with; such an error names no file."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +82,8 @@ def _becoming(path: Path, kept: Callable[[], bool], *, resumable: bool) -> Itera
 
 def _advise(error: BaseException, partial: Path, resumable: bool) -> None:
     """Say how to go on with what is kept: once, so in the error's own advice if it has some."""
+    from spin_cli.atomic import FULL
+
     cause = error.__cause__
     if isinstance(error, ArtifactError) and not isinstance(cause, OSError):
         resumable = False  # rows that do not fit into the table: nor will they the next time
@@ -91,7 +92,7 @@ def _advise(error: BaseException, partial: Path, resumable: bool) -> None:
     if not isinstance(error, SpinError):
         say(f"stopped; {kept}")
     elif isinstance(cause, OSError):  # its own advice is to begin again
-        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = cause.errno in FULL
         error.hint = f"{'Make room' if full else 'Let it be written'}; {kept}."
     else:
         error.hint = f"{error.hint.rstrip('.')}. {kept}." if error.hint else f"{kept}."

@@ -5,6 +5,7 @@ that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names 
 """
 
 from spin_cli.dataset.collection import Dataset, Source, hash_sources, places, reread, scan
+from spin_cli.dataset.folder import find_sources
 from spin_cli.dataset.formats import detect_format
 from spin_cli.dataset.labels import split_labels
 from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "Source",
     "detect_format",
+    "find_sources",
     "hash_sources",
     "is_live",
     "places",

@@ -66,7 +66,7 @@ def report(
     started = time.perf_counter()
     check_installed()
     run = read_run(source)
-    _check_vacant([output], force)
+    atomic.check_free(output, force=force)
     if config.figures and config.figures.exists() and not config.figures.is_dir():
         raise ArtifactError(f"{config.figures}: is a file, where a folder was expected")
     work = _Work(run, config, progress)
@@ -79,7 +79,8 @@ def report(
         ) from error
     files = figure_files(figures) if config.figures else {}
     if config.figures:
-        _check_vacant([config.figures / name for name in files], force)
+        for name in files:
+            atomic.check_free(config.figures / name, force=force)
     with atomic.disk_errors(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
         if config.figures:
@@ -120,11 +121,6 @@ def _write(work: _Work) -> tuple[str, list[Figure]]:
         notes=work.notes,
     )
     return page.render(content), figures
-
-
-def _check_vacant(paths: Sequence[Path], force: bool) -> None:
-    for path in paths:
-        atomic.check_free(path, force=force)
 
 
 def figure_files(figures: Sequence[Figure]) -> dict[str, bytes]:

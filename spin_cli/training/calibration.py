@@ -18,6 +18,8 @@ from spin_cli.config import TrainConfig
 from spin_cli.errors import DataError, UsageError
 from spin_cli.training import label_decisions
 
+OUT_OF_FOLD = "out-of-fold"
+"""What evidence is where heads were cross-validated; else it is ``val``."""
 MIN_ROWS = 100
 """Fewest rows for a temperature or a threshold."""
 MIN_CLASS_ROWS = 50

@@ -22,7 +22,7 @@ from spin_cli.config import (
 )
 from spin_cli.errors import UsageError
 from spin_cli.training.blend import blends, with_stacks
-from spin_cli.training.calibration import Evidence
+from spin_cli.training.calibration import OUT_OF_FOLD, Evidence
 from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import Inputs
 from spin_cli.training.pick import Judged, best_of
@@ -94,7 +94,7 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     judged += stacked + [item for item in mixed if item.neurons <= most]
     best = best_of(stacked if few and stacked else judged, y, split.metric)
     progress("train", total, total)
-    evidence = Evidence(y, best.probs, tuple(inputs.classes), "out-of-fold" if folds else "val")
+    evidence = Evidence(y, best.probs, tuple(inputs.classes), OUT_OF_FOLD if folds else "val")
     refit = bool(folds) if config.refit is None else config.refit
     return Found(best, tried, crossed, evidence, refit)
 

@@ -15,7 +15,7 @@ from spin_cli.activations import Feature
 from spin_cli.choices import Site
 from spin_cli.head import Head
 from spin_cli.training import baselines
-from spin_cli.training.calibration import MIN_ROWS, Scaling
+from spin_cli.training.calibration import MIN_ROWS, OUT_OF_FOLD, Scaling
 from spin_cli.training.inputs import Inputs, make_reader
 from spin_cli.training.label_decisions import choose_thresholds
 from spin_cli.training.label_report import compare_labels, cross_fit
@@ -31,7 +31,6 @@ MIN_RESAMPLED = 10
 """Fewest rows whose resamples say something: those of one row are alike, as if it were sure."""
 CELLS = 10_000_000
 """Values that a head is given at once."""
-OUT_OF_FOLD = "out-of-fold"
 Probs = NDArray[np.float64]
 
 

@@ -22,6 +22,7 @@ from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_
 from spin_cli.samples import separator_of
 from spin_cli.training.blend import mean_probs
 from spin_cli.training.calibration import (
+    OUT_OF_FOLD,
     Evidence,
     Scaling,
     choose_abstention,
@@ -131,7 +132,7 @@ def train(
 
 def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.float64]:
     """Out-of-fold probabilities of train and val rows by linear heads as the chosen one."""
-    if found.evidence.what == "out-of-fold":
+    if found.evidence.what == OUT_OF_FOLD:
         return found.evidence.probs
     config = inputs.config
     folds = Folds(reader, inputs.split, CV_FOLDS, config.workers, config.seed, inputs.groups)
@@ -205,7 +206,7 @@ def _places(columns: list[tuple[Feature, NDArray[np.int32]]]) -> dict[Feature, _
 def _stack_again(reader: Reader, inputs: Inputs, found: Found) -> Judged:
     """The best head, its stack fitted to the rows that the head is fitted to."""
     best = found.best
-    if best.linear is None or found.refit == (found.evidence.what == "out-of-fold"):  # it was
+    if best.linear is None or found.refit == (found.evidence.what == OUT_OF_FOLD):  # it was
         return best
     depths = [part.choice.depth for part in best.parts if part.whole]
     again = stacks(reader, inputs, whole=found.refit, depths=depths)[0]

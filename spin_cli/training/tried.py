@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
-from spin_cli.training.calibration import Evidence
+from spin_cli.training.calibration import OUT_OF_FOLD, Evidence
 from spin_cli.training.inputs import Inputs
 from spin_cli.training.pick import Judged, Part, frontier, score
 
@@ -32,7 +32,7 @@ def list_candidates(found: Found, inputs: Inputs) -> list[dict[str, Any]]:
     listed = []
     val = inputs.codes[inputs.rows["val"]]
     for items, y, what in (
-        (found.crossed, inputs.codes[inputs.search_rows], "out-of-fold"),
+        (found.crossed, inputs.codes[inputs.search_rows], OUT_OF_FOLD),
         (found.tried, val, "val"),
     ):
         chosen = items is (found.crossed or found.tried)
