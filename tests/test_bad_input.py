@@ -306,6 +306,25 @@ def test_what_a_strangers_manifest_lacks_is_named_with_its_file(spin, run_copy, 
     assert not (run_copy / "other").exists()
 
 
+def test_texts_that_say_nothing_about_the_classes_end_with_a_word(spin, tmp_path):
+    """Six texts, each as often good as bad: nothing is chased that rounding has left."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    words = ["a film", "the play", "one song", "this tale", "that dance", "some rhyme"]
+    for name, times in (("train", 10), ("val", 4), ("test", 4)):
+        rows = [(word, label) for word in words for label in ("good", "bad")] * times
+        write_csv(data / f"{name}.csv", rows)
+    activations, selection = out / "activations", out / "selection"
+    options = ("--model", MODEL, "--layers", "0-1", "--pooling", "mean")
+    assert spin("extract", data, "-o", activations, *options).code == 0
+    done = spin("select", activations, "-o", selection)
+    assert done.code == 0 and "no neuron says anything about the classes" in done.err
+    assert spin("inspect", selection).code == 0
+    done = spin("train", selection, "-o", out / "head")
+    assert_refused(done, 3, "the selection has no neurons", "--max-length")
+    assert not (out / "head").exists()
+
+
 def test_train_refuses_activations_that_were_made_again(spin, tiny_run, run_copy):
     shutil.rmtree(run_copy / "head")
     out = run_copy / "activations"

@@ -31,6 +31,7 @@ from spin_cli.training.label_report import paired_p
 from spin_cli.training.search import Split
 from tests.helpers import BAD, GOOD, json_lines, run_quietly, write_csv
 from tests.test_head import make_head
+from tests.test_probe import alike
 
 SEVERAL = DataConfig(label_separator="|")
 NAMES = tuple("abcde")
@@ -140,6 +141,18 @@ def test_labels_of_all_rows_or_none_are_certain(l1):
     Y = np.hstack([Y, np.ones((len(Y), 1), int), np.zeros((len(Y), 1), int)])
     probs = probe.predict_proba(probe.fit(X, Y, 7, l1=l1, l2=2.0 - l1, tol=1e-4), X, 7)
     assert probs[:, 5].min() > 1 - 1e-9 and probs[:, 6].max() < 1e-9
+
+
+@pytest.mark.parametrize("l1", [0.0, 2.0])
+def test_a_label_that_no_column_speaks_of_gets_no_weights(l1):
+    X, y = alike(2)
+    told = (np.arange(600) < 200).astype(int)
+    fit = probe.fit(X, np.stack([y, told], 1), 2, l1=l1, l2=2.0 - l1, tol=1e-4)
+    assert fit.converged and np.abs(fit.coef[0]).max() < 1e-6 and np.abs(fit.coef[1]).max() > 0.1
+    alone = probe.fit(X, y[:, None], 1, l1=l1, l2=2.0 - l1, tol=1e-4)
+    assert alone.converged and not alone.coef.any()
+    path = probe.fit_path(X, np.stack([y, told], 1), X, told, 2, score=lambda *_: 0.0, points=2)
+    assert path.fits[0].converged and path.fits[0].coef.any(1).tolist() == [False, True]
 
 
 def test_the_path_ranks_neurons_by_all_labels():

@@ -213,6 +213,42 @@ def test_all_is_zero_at_lambda_max_and_not_below():
         assert fit(X, y, n_classes, l1=0.99 * top).coef.any()
 
 
+def alike(n_classes, n=600, groups=5, d=40, seed=0):
+    """Standardised rows of a few kinds, each with as many rows of every class."""
+    kinds = np.random.default_rng(seed).normal(size=(groups, d))
+    X = np.repeat(kinds, n // groups, axis=0)
+    X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
+    return X, np.arange(n) % n_classes
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("size", [600, 60_000])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_columns_that_say_nothing_get_no_weights(n_classes, size, order):
+    """What rounding leaves of a correlation is none: no path ends that goes below it."""
+    X, y = alike(n_classes, size)
+    X = np.asarray(X, order=order)
+    assert np.abs(X.T.astype(np.float64) @ (y == 0)).max() < 1e-2  # but for X's own rounding
+    assert lambda_max(X, y, n_classes) == 0.0
+    for l1, l2 in ((1e-9, 0.0), (0.0, 1e-9)):
+        out = fit(X, y, n_classes, l1=l1, l2=l2)
+        assert not out.coef.any() and out.converged and out.kkt == 0 and out.iterations == 0
+        np.testing.assert_allclose(predict_proba(out, X[:9], n_classes), 1 / n_classes)
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1.0, 1e7])
+def test_one_row_or_one_column_that_says_something_is_heard(unit):
+    X, y = alike(2)
+    flipped = y.copy()
+    flipped[0] = 1 - flipped[0]
+    assert lambda_max(unit * X, flipped, 2) == pytest.approx(
+        unit * np.abs(X.T.astype(np.float64) @ (flipped - flipped.mean())).max(), rel=1e-4
+    )
+    rows = np.random.default_rng(1).normal(size=(len(X), 1)).astype(np.float32)
+    other = np.hstack([1e4 * X, 1e-3 * (rows + y[:, None])]).astype(np.float32) * unit
+    assert lambda_max(other, y, 2) > 0
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_integer_weights_equal_repeated_rows(n_classes):
     X, y = make(K=n_classes)

@@ -10,7 +10,7 @@ from spin_cli import metrics, probe
 from spin_cli.choices import Metric
 from spin_cli.config import SelectConfig
 from spin_cli.probe.device import DeviceRows, standardise_on, transform_on
-from tests.test_probe import AWKWARD, make, null_loss, worst_violation
+from tests.test_probe import AWKWARD, alike, make, null_loss, worst_violation
 
 CPU = torch.device("cpu")
 SCORE = metrics.score_function(Metric.LOG_LOSS)
@@ -104,6 +104,16 @@ def test_optimality_conditions_on_awkward_data(name):
     assert best.converged
     assert worst <= 1.01e-4 * top
     assert best.kkt == pytest.approx(worst / top, rel=1e-2, abs=1e-9)
+
+
+def test_columns_that_say_nothing_give_one_fit_without_weights():
+    X, y = alike(2)
+    there = standardise_on(X, CPU)
+    path = probe.fit_path(there.X, y, there.X, y, 2, score=SCORE)
+    assert len(path.fits) == 1 and not path.fits[0].coef.any() and path.fits[0].converged
+    Y = np.stack([y, np.arange(600) < 200], 1)  # the second label can be told from the rows
+    path = probe.fit_path(there.X, Y, there.X, Y, 2, score=lambda *_: 0.0, points=3, ratio=0.1)
+    assert path.fits[0].converged and path.fits[0].coef.any(1).tolist() == [False, True]
 
 
 def test_a_class_without_rows_in_one_versus_rest():

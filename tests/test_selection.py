@@ -21,6 +21,7 @@ from spin_cli.choices import Control, Metric, Pooling, Solver
 from spin_cli.config import DataConfig, ExtractConfig, ModelConfig, SelectConfig
 from spin_cli.errors import ModelError, UsageError
 from tests.helpers import PATIENCE
+from tests.test_probe import alike
 
 SAMPLES = Path(__file__).parents[1] / "sample_data"
 SCORE = metrics.score_function(Metric.ACCURACY)
@@ -231,6 +232,14 @@ def test_frequency_is_that_of_fits_to_repeated_rows():
         chosen += again.coef[0] != 0
     np.testing.assert_allclose(found.frequency, chosen / 8)
     assert found.frequency[0] == 1
+
+
+def test_columns_that_say_nothing_are_no_neurons():
+    X, y = alike(2)
+    rows, config = np.arange(600), SelectConfig(bootstrap=2, control=Control.LABELS)
+    found = probe.rank_neurons(X, y, rows, rows[:100], 2, score=SCORE, config=config)
+    assert len(found.neurons) == 0 and not found.coef.any() and found.converged
+    assert not found.frequency.any() and found.control_score == found.val_score == 0.5
 
 
 def test_random_neurons_have_the_same_counts(source, plain, tmp_path):

@@ -12,7 +12,7 @@ from spin_cli.choices import Dtype, Format, Pooling, Site
 from spin_cli.cli import options as o
 from spin_cli.cli.extracting import run_extract, say_notes, show_estimate
 from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
-from spin_cli.cli.selecting import run_select, say_unconverged
+from spin_cli.cli.selecting import run_select, say_doubts
 from spin_cli.cli.style import Style
 from spin_cli.cli.terminal import print_json, print_table, say
 from spin_cli.cli.training import layers_run, print_report, run_train
@@ -229,7 +229,7 @@ def run_stages(output: Path, recipe: Recipe, force: bool) -> dict[str, Any]:
         "activations": lambda again: say_notes(
             run_extract(recipe.data, output / "activations", recipe.extracting, again)
         ),
-        "selection": lambda again: say_unconverged(
+        "selection": lambda again: say_doubts(
             run_select(output / "activations", output / "selection", recipe.selecting, again)
         ),
         "head": lambda again: run_train(

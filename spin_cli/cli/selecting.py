@@ -132,12 +132,14 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
             for row in best
         ],
     )  # fmt: skip
-    say_unconverged(manifest)
+    say_doubts(manifest)
     say(f"next: spin train {output}")
 
 
-def say_unconverged(manifest: dict[str, Any]) -> None:
-    """Which probes are not as exact as the others."""
+def say_doubts(manifest: dict[str, Any]) -> None:
+    """Which probes are not as exact as the others, and that none found a neuron."""
+    if not any(int(list(row.values())[-1]) for row in manifest["scores"]):
+        say("note: no neuron says anything about the classes of the train rows")
     if unconverged := manifest["counts"]["unconverged"]:
         names = [
             f"{row['layer']} {row['site']} {row['pooling']}"

@@ -156,7 +156,8 @@ def show_selection(found: dict[str, Any], every: bool) -> None:
     ]
     heading = ["Jaccard", "by chance"]
     title = f"Overlap of masks at eta {overlap['eta']:g}, mean over layers"
-    print_table(title, ["poolings", *heading], rows)
+    if rows:
+        print_table(title, ["poolings", *heading], rows)
     pairs = sorted(overlap["classes"], key=lambda e: -e["jaccard"])
     if pairs:
         ends = [*pairs[: MAX_PAIRS // 2], *pairs[-MAX_PAIRS // 2 :]]

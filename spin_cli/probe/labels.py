@@ -85,10 +85,12 @@ def fit_ridge(
     """All labels together, without an l1 penalty; arguments as of `fit`."""
     problem = Labels(X, Y.astype(np.float64), weight)
     top = problem.lambda_max()
-    W = np.zeros((Y.shape[1], X.shape[1])) if init is None else init.coef.astype(np.float64)
-    b = problem.null_intercept() if init is None else init.intercept
+    W, b, used = np.zeros((Y.shape[1], X.shape[1])), problem.null_intercept(), 0
+    if init is not None and top > 0.0:
+        W, b = init.coef.astype(np.float64), init.intercept
     with one_blas_thread():
-        W, b, used = minimise_smooth(problem, W, b, l2, 0.5 * tol * top, max_iter)
+        if top > 0.0:
+            W, b, used = minimise_smooth(problem, W, b, l2, 0.5 * tol * top, max_iter)
         coef = W.astype(X.dtype)
         exact = coef.astype(np.float64)
         z = problem.logits(coef, b, exact=True)

@@ -67,23 +67,28 @@ def fit_path(
     -----
     Points are solved until their validation score has settled (`LOOSE`), the chosen one to
     ``tol``: scores settle long before the set of weights that are not zero does. `Fit.converged`
-    is about the tolerance that the point was solved to.
+    is about the tolerance that the point was solved to. Where `lambda_max` is 0, the path is one
+    fit, with no weights.
     """
     X_train, y_train, weight = _checked(X_train, y_train, n_classes, sample_weight)
     targets = columns_of(y_train, n_classes)
-    if all(only_class(target, weight) is not None for target in targets):
-        certain = fit(X_train, y_train, n_classes, l1=1.0, sample_weight=weight)
-        return Path((certain,), (float(score(y_val, predict_proba(certain, X_val, n_classes))),), 0)
+
+    def judge(fit: Fit) -> float:
+        return float(score(y_val, predict_proba(fit, X_val, n_classes)))
+
     with one_blas_thread():
-        walk = _start(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
+        walk = None
+        if any(only_class(target, weight) is None for target in targets):
+            walk = _start(X_train, y_train, n_classes, weight, multi_class, tol, max_iter)
+        if walk is None or walk.lambda_max == 0.0:  # no penalty but gives the same fit
+            null = fit(
+                X_train, y_train, n_classes, l1=1.0, sample_weight=weight, multi_class=multi_class
+            )
+            return Path((null,), (judge(null),), 0)
         # At a share under 0.1 the penalty at which all is zero runs off to infinity.
         top = walk.lambda_max / max(l1_ratio, 0.1)
         grid = np.geomspace(top, top * ratio, points + 1)[1:]
         walk.start(grid * l1_ratio)
-
-        def judge(fit: Fit) -> float:
-            return float(score(y_val, predict_proba(fit, X_val, n_classes)))
-
         return _descend(walk, grid, l1_ratio, judge, patience)
 
 
@@ -102,6 +107,7 @@ class Walk(Protocol):
     """What goes from penalty to penalty."""
 
     lambda_max: float
+    """The largest of those of its problems; 0 where no column is correlated with any target."""
 
     def start(self, l1: F64) -> None:
         """Hear what is to come."""
@@ -196,7 +202,8 @@ class _Walk:
             return constant(self.X, self.fixed[i] or 0, 2, l1 + l2)
         if start is None:
             # A ridge penalty says nothing about the size of gradients: a share of the largest.
-            tol = max(LOOSE * (l1 / solver.lambda_max if l1 else 0.01), self.tol)
+            share = l1 / solver.lambda_max if l1 and solver.lambda_max else 0.01
+            tol = max(LOOSE * share, self.tol)
             kkt = solver.solve(l1, l2, tol, self.max_iter)
             return solver.snapshot(l1, l2, kkt, tol)
         rows = slice(i, i + 1) if self.ovr else slice(None)

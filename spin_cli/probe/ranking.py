@@ -88,18 +88,16 @@ def rank_neurons(
         Where a tolerance was not reached; `Ranking.converged` is False if it was the probe's own.
     """
     standard, transform = _standardised(take_rows(X, train), stream, device)
+    nothing = partial(_nothing, X.shape[1], y[train], y[val], n_classes, score, config)
     if not len(standard.kept):  # layer 0's first token, say, is the same in every text
-        found = _nothing(X.shape[1], y[train], y[val], n_classes, score)
-        if config.bootstrap:
-            found = replace(found, frequency=np.zeros(X.shape[1], np.float32))
-        if config.control is not Control.NONE:
-            found = replace(found, control_score=found.val_score)
-        return found
+        return nothing()
     X_val = transform(take_rows(X, val))
     if config.control is not Control.RANDOM:
         X = None  # not needed again: what the solver takes beside the standardised rows is less
     path = _path(standard, y[train], X_val, y[val], n_classes, score, config)
     best = path.fits[path.best]
+    if not best.coef.any():  # columns that say nothing about the classes
+        return nothing()
     found = _ranked(best, path.scores[path.best], standard, config.top_k)
     if config.bootstrap:
         frequency = _frequency(best, standard, y[train], n_classes, config, between)
@@ -227,17 +225,23 @@ def class_shares(y: NDArray[Any], n_classes: int) -> NDArray[np.float64]:
 
 
 def _nothing(
-    width: int, y: NDArray[Any], y_val: NDArray[Any], n_classes: int, score: Score
+    width: int,
+    y: NDArray[Any],
+    y_val: NDArray[Any],
+    n_classes: int,
+    score: Score,
+    config: SelectConfig,
 ) -> Ranking:
-    """The probe of a matrix whose every column is constant: the classes' shares."""
+    """The probe of a matrix that says nothing about the classes: their shares, without a weight."""
     shares = class_shares(y, n_classes)
     outputs = 1 if n_classes == 2 and y.ndim == 1 else n_classes
     odds = np.log(np.maximum(shares, 1e-12))
     if y.ndim == 2:
         odds -= np.log(np.maximum(1.0 - shares, 1e-12))
+    val_score = score(y_val, np.tile(shares, (len(y_val), 1)))
     return Ranking(
         C=0.0,
-        val_score=score(y_val, np.tile(shares, (len(y_val), 1))),
+        val_score=val_score,
         kkt=0.0,
         converged=True,
         neurons=np.zeros(0, np.int32),
@@ -246,4 +250,6 @@ def _nothing(
         class_importance=np.zeros((outputs, 0), np.float32),
         coef=np.zeros((outputs, width), np.float32),
         intercept=odds[1:] - odds[:1] if outputs == 1 else odds,
+        frequency=np.zeros(width, np.float32) if config.bootstrap else None,
+        control_score=None if config.control is Control.NONE else val_score,
     )

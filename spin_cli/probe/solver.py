@@ -91,8 +91,11 @@ class Solver:
         float
             The largest violation, relative to `lambda_max`, on gradients in X's dtype.
         """
-        unit = max(self.lambda_max, np.finfo(np.float64).tiny)
         self.iterations = 0
+        unit = self.lambda_max
+        if unit == 0.0:  # nothing to learn from these columns
+            self.place(np.zeros_like(self.W), self.problem.null_intercept())
+            return 0.0
         worst, best = np.inf, np.inf
         stuck, first = 0, True
         while True:

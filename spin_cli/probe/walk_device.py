@@ -49,7 +49,7 @@ class DeviceWalk:
         self.problems = _problems(X, y, n_classes, weight, self.ovr)
         self.fixed = [_only(problem) if self.ovr else None for problem in self.problems]
         tops = [p.lambda_max() for p, f in zip(self.problems, self.fixed, strict=True) if f is None]
-        self.lambda_max, self.unit = max(tops), min(tops)
+        self.lambda_max, self.unit = max(tops), _unit(tops)
         self.null = np.concatenate(
             [
                 problem.null_intercept() if only is None else [CERTAIN if only else -CERTAIN]
@@ -141,9 +141,7 @@ def count_selected(
     """
     rows = cast(DeviceRows, X)
     problems = _problems(rows, y.astype(np.intp), n_classes, np.ones(len(y)), y.ndim == 2)
-    unit = min(
-        problem.lambda_max() for problem in problems if y.ndim == 1 or _only(problem) is None
-    )
+    unit = _unit([p.lambda_max() for p in problems if y.ndim == 1 or _only(p) is None])
     count = len(weights)
     task = Task(
         rows,
@@ -173,6 +171,11 @@ def _problems(
         return [make_problem(X, y, n_classes, weight)]
     targets = columns_of(y, n_classes, ovr=True)
     return [make_problem(X, target, 2, weight) for target in targets]
+
+
+def _unit(tops: list[float]) -> float:
+    """What the tolerance is a share of: the least `lambda_max` of a problem that has any."""
+    return min((top for top in tops if top > 0.0), default=0.0)
 
 
 def _only(problem: Problem) -> int | None:

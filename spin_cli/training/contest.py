@@ -20,7 +20,7 @@ from spin_cli.config import (
     Progress,
     TrainConfig,
 )
-from spin_cli.errors import UsageError
+from spin_cli.errors import DataError, SpinError, UsageError
 from spin_cli.training.blend import blends, with_stacks
 from spin_cli.training.calibration import OUT_OF_FOLD, Evidence
 from spin_cli.training.folds import Folds
@@ -71,7 +71,7 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
         tried += try_all(part, reader, split, config, step)
         reader.forget()
     if not tried:
-        raise UsageError("no head is left to try: --max-layer or --max-neurons allow none")
+        raise nothing_to_try(reader)
     y_val = split.codes[split.val]
     known = {item.main.choice for item in tried}
     around = next_choices(best_of(tried, y_val, split.metric).main.choice, config, n_layers)
@@ -97,6 +97,17 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     evidence = Evidence(y, best.probs, tuple(inputs.classes), OUT_OF_FOLD if folds else "val")
     refit = bool(folds) if config.refit is None else config.refit
     return Found(best, tried, crossed, evidence, refit)
+
+
+def nothing_to_try(reader: Reader) -> SpinError:
+    """Why no mask makes a head."""
+    if any(len(item.neurons) for item in reader.ranked.values()):
+        return UsageError("no head is left to try: --max-layer or --max-neurons allow none")
+    return DataError(
+        "the selection has no neurons: in no matrix does one say anything about the classes",
+        "Look whether the texts are cut to what they all begin with (--max-length), are all alike,"
+        " or have labels that do not belong to them.",
+    )
 
 
 def stacks(

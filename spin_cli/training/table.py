@@ -46,7 +46,7 @@ class Ranked:
     neurons: NDArray[np.int32]
     cumulative: NDArray[np.float64]
     C: float
-    """Of the probe; 0 where all columns are constant."""
+    """Of the probe; 0 where no column says anything about the classes."""
     val_score: float
 
     def top(self, eta: float) -> NDArray[np.int32]:
