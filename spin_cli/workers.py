@@ -25,8 +25,11 @@ def worker_count(wanted: int) -> int:
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """Give *items*, each taken on another thread while the one before it is worked on."""
-    with ThreadPoolExecutor(1) as pool:
+    """Give *items*, each taken on another thread while the one before it is worked on.
+
+    Closed before its end it does not wait for the one that is being taken (see `pool_of`).
+    """
+    with pool_of(1) as pool:
         coming = pool.submit(list, islice(items, 1))
         while found := coming.result():
             coming = pool.submit(list, islice(items, 1))

@@ -136,3 +136,22 @@ def test_no_item_is_taken_once_nobody_listens():
         raise KeyError("stop")
     time.sleep(0.05)
     assert len(taken) <= 2
+
+
+def test_an_item_that_is_being_taken_is_not_waited_for():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        begun.set()
+        go_on.wait(60)
+        yield 2
+
+    with pytest.raises(KeyboardInterrupt), closing(ahead(items())) as found:
+        next(found)
+        assert begun.wait(5)
+        started = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 5
+    assert not go_on.is_set()
+    go_on.set()
