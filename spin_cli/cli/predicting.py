@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from spin_cli.cli.writing import partial_path
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, DataError, UsageError
 from spin_cli.ranks import Ranks, current
-
-if TYPE_CHECKING:  # torch has to wait until a command runs
-    pass
 
 OUTPUT, REASONS, CHECKS = "Output", "Reasons", "Checks"
 

@@ -1,4 +1,4 @@
-"""The trained head on disk: neuron indices, weights, and all that ``predict`` has to know.
+"""The trained head on disk, as ``config.json`` and ``head.safetensors``.
 
 A head may come from a stranger, so nothing in it is believed: names, shapes, ranges and sizes are
 checked before use, and no file of it can run code.
@@ -6,9 +6,7 @@ checked before use, and no file of it can run code.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,133 +15,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from spin_cli import metrics
 from spin_cli.artifacts import read_json
 from spin_cli.atomic import write_json
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import MAX_OVERLAP, MAX_SEPARATOR
 from spin_cli.errors import ArtifactError
+from spin_cli.head.model import Head, HeadFeature, blocks_needed, tensor_key
 
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "head.safetensors", "metrics.json", "README.md"
 HIDDEN = ("hidden.weight", "hidden.bias")
 """Names of the hidden units' tensors."""
 MAX_WIDTH, MAX_CLASSES, MAX_FEATURES, MAX_HIDDEN = 2**20, 10_000, 10_000, 2**16
-
-
-@dataclass(frozen=True)
-class HeadFeature:
-    """The neurons that a head reads at one layer, site and pooling."""
-
-    layer: str
-    site: Site
-    pooling: Pooling
-    width: int
-    neurons: NDArray[np.int32]
-    """(n,) indices into the layer's vector."""
-
-    @property
-    def key(self) -> str:
-        """Name of the tensor that holds the indices."""
-        return f"neurons.{self.layer}.{self.site.value}.{self.pooling.value}"
-
-
-@dataclass(frozen=True)
-class Head:
-    """A classifier on neurons of a frozen model: linear, or with one layer of hidden units.
-
-    How its numbers become probabilities and labels is decided here and nowhere else. Calibration
-    needs no field of its own: a temperature is folded into the last layer's weights.
-    """
-
-    classes: tuple[str, ...]
-    features: tuple[HeadFeature, ...]
-    weight: NDArray[np.float32]
-    """(K, n) on raw features, in the order of ``features``; K = 1 for two classes, else one for
-    each class or label. With hidden units (K, m) on these."""
-    bias: NDArray[np.float64]
-    """(K,)"""
-    threshold: float | None
-    """Two classes: probability of the second from which it is predicted; None: the likelier."""
-    blocks: int | None
-    """Blocks of the model that are needed; None: all."""
-    storage_dtype: StorageDtype
-    """Features are rounded to this before use, as those were that the head was trained on."""
-    model: Mapping[str, Any]
-    """Identity of the model, as in the activations' manifest."""
-    reading: Mapping[str, Any]
-    """How texts are read: the model options of ``extract``. Empty: nobody knows, for another
-    program wrote the activations."""
-    hidden: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
-    """Weights (m, n) on raw features and biases (m,) of rectified hidden units; None: linear."""
-    abstain_below: float | None = None
-    """Probability of the answer (`certainty`) under which none is given; None: always answer."""
-    thresholds: NDArray[np.float64] | None = None
-    """(L,) probability from which each label is given, where a text may have any number of them;
-    None: one of the classes."""
-    label_separator: str | None = None
-    """What stood between the labels of a text it was trained on."""
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a text may have any number of the classes."""
-        return self.thresholds is not None
-
-    @property
-    def limits(self) -> metrics.Threshold:
-        """The threshold of two classes, those of labels, or none."""
-        return self.threshold if self.thresholds is None else self.thresholds
-
-    @property
-    def outputs(self) -> int:
-        """Number of logits."""
-        return 1 if len(self.classes) == 2 and not self.multi_label else len(self.classes)
-
-    @property
-    def neurons(self) -> int:
-        """Number of neurons read."""
-        return sum(len(feature.neurons) for feature in self.features)
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether it is known how a text becomes the neurons it reads."""
-        return bool(self.reading)
-
-    def logits(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """Logits (B, K) of gathered neurons (B, n).
-
-        Summed in float64: raw features with a large mean cancel against the bias.
-        """
-        x = values.astype(np.float64)
-        if self.hidden is not None:
-            x = np.maximum(x @ self.hidden[0].T.astype(np.float64) + self.hidden[1], 0.0)
-        return np.asarray(x @ self.weight.T.astype(np.float64) + self.bias)
-
-    def probabilities(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """Class probabilities (B, n_classes) of gathered neurons (B, n).
-
-        Those of labels are independent of one another.
-        """
-        kind = "labels" if self.multi_label else "multinomial"
-        return metrics.probabilities(self.logits(values), len(self.classes), kind)
-
-    def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Predicted class codes (B,) for `probabilities`; labels: (B, L), 1 where one is given."""
-        return np.asarray(metrics.decide(probs, self.limits), np.int64)
-
-    def names(self, given: NDArray[np.int64]) -> list[str]:
-        """The labels of one row (L,) of `decide`."""
-        return [name for name, there in zip(self.classes, given, strict=True) if there]
-
-    def certainty(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probability (B,) that the answer is right: that of the chosen class.
-
-        With labels, that exactly the given ones apply, taken as independent.
-        """
-        return metrics.certainty(probs, self.decide(probs))
-
-    def abstains(self, probs: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Rows (B,) of `probabilities` for which the chosen label is too uncertain to be given."""
-        return np.asarray(self.certainty(probs) < (self.abstain_below or 0.0))
 
 
 def save_head(folder: Path, head: Head) -> None:
@@ -214,7 +96,7 @@ def load_head(folder: Path) -> Head:
         units = _integer(config["hidden"])
         if not 0 <= units <= MAX_HIDDEN:
             raise ValueError(f"hidden: {units} is not from 0 to {MAX_HIDDEN}")
-        keys = {_key(*name[:3]) for name in names} | set(HIDDEN if units else ())
+        keys = {tensor_key(*name[:3]) for name in names} | set(HIDDEN if units else ())
         tensors = _read_tensors(folder / WEIGHTS, keys)
         head = Head(
             classes=tuple(_checked_classes(config["classes"])),
@@ -239,19 +121,6 @@ def load_head(folder: Path) -> Head:
             f"{folder}: not a valid head ({what})", "Make it again: spin train … --force"
         ) from error
     return head
-
-
-def blocks_needed(layers: Sequence[str]) -> int | None:
-    """Blocks to load for *layers*; None (all) for encoder-decoders and the final norm."""
-    numbers = [re.fullmatch(r"layer_(\d{2,4})", name) for name in layers]
-    if not all(numbers):
-        return None
-    # A model without any block is no model that transformers can build.
-    return max(1, *(int(found[1]) for found in numbers if found))
-
-
-def _key(layer: str, site: Site, pooling: Pooling) -> str:
-    return f"neurons.{layer}.{site.value}.{pooling.value}"
 
 
 def _read_tensors(path: Path, keys: set[str]) -> dict[str, NDArray[Any]]:
@@ -345,7 +214,7 @@ def _checked_feature(
     name: tuple[str, Site, Pooling, int, int], tensors: Mapping[str, NDArray[Any]]
 ) -> HeadFeature:
     layer, site, pooling, width, count = name
-    neurons = tensors[_key(layer, site, pooling)]
+    neurons = tensors[tensor_key(layer, site, pooling)]
     right = neurons.dtype == np.int32 and neurons.shape == (count,) and 0 < count <= width
     if not right or width > MAX_WIDTH or neurons.min() < 0 or neurons.max() >= width:
         raise ValueError(
