@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
-from spin_cli.activations import Feature
-from spin_cli.choices import Site
 from spin_cli.head import Head
-from spin_cli.training import baselines
-from spin_cli.training.calibration import MIN_ROWS, OUT_OF_FOLD, Scaling
+from spin_cli.training.calibration import Scaling
 from spin_cli.training.inputs import Inputs, make_reader
-from spin_cli.training.label_decisions import choose_thresholds
-from spin_cli.training.label_report import compare_labels, cross_fit
+from spin_cli.training.label_report import compare_labels
 from spin_cli.training.pick import score
-from spin_cli.training.search import Fitted, fit_columns, walk_strengths
-from spin_cli.training.table import Reader
+from spin_cli.training.rivals import Probs, Rival, find_rivals, plain, rival_scores, threshold_of
 from spin_cli.training.tried import Found, describe, list_candidates, list_frontier
-from spin_cli.workers import side_by_side
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -31,18 +23,6 @@ MIN_RESAMPLED = 10
 """Fewest rows whose resamples say something: those of one row are alike, as if it were sure."""
 CELLS = 10_000_000
 """Values that a head is given at once."""
-Probs = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A classifier of the usual kind, on the same splits."""
-
-    what: dict[str, Any]
-    """What it is, for the report."""
-    probs: dict[str, Probs]
-    """By split: val, and test where there is one; with labels out-of-fold, where the head's own
-    thresholds were tuned so."""
 
 
 def measure(
@@ -82,7 +62,7 @@ def measure(
         "head": inputs.config.head.value,
         "penalty": inputs.config.penalty.value,
         "chosen": describe(found.best, inputs, found.evidence.codes)
-        | {"threshold": _plain(head.limits, inputs)}
+        | {"threshold": plain(head.limits, inputs)}
         | {"abstain_below": head.abstain_below, "refit": found.refit},
         "judged_on": {"what": found.evidence.what, "rows": len(found.evidence.codes)},
         **_layers_run(inputs, inputs.layers[found.best.depth]),
@@ -94,7 +74,7 @@ def measure(
         "rows": {name: len(index) for name, index in inputs.rows.items()},
         "spin": scores,
         "calibration": _calibration(found, spin, y, scaling, inputs),
-        **{name: _rival_scores(rival, inputs, y) for name, rival in rivals.items()},
+        **{name: rival_scores(rival, inputs, y) for name, rival in rivals.items()},
         "candidates": list_candidates(found, inputs),
         "frontier": list_frontier(found, inputs),
         "notes": notes,
@@ -110,125 +90,6 @@ def _layers_run(inputs: Inputs, deepest: str) -> dict[str, int]:
     order = list(inputs.activations["layers"])
     blocks = [not name.endswith(("_00", "final")) for name in order]
     return {"layers_run": sum(blocks[: order.index(deepest) + 1]), "layers_total": sum(blocks)}
-
-
-def find_rivals(
-    reader: Reader, tester: Reader, inputs: Inputs, notes: list[str], crossed: bool = False
-) -> dict[str, Rival]:
-    """The last layer, the best single layer, and TF-IDF where the texts are still there."""
-    last, best = last_layers(inputs), best_layers(reader)
-    by_words: list[Rival | str] = []
-    fitted: dict[Feature, Fitted] = {}
-
-    def one(feature: Feature | None) -> None:
-        if feature is None:
-            by_words.append(words(inputs, crossed))
-        else:
-            fitted[feature] = fit_columns(reader.whole(feature), inputs.split)
-
-    side_by_side(one, [None, *dict.fromkeys([*best, *last])], inputs.config.workers)
-    found = {
-        name: whole_layer(reader, tester, inputs, [(f, fitted[f]) for f in features], crossed)
-        for name, features in (("last_layer", last), ("best_layer", best))
-    }
-    (tfidf,) = by_words
-    if isinstance(tfidf, str):
-        if tfidf == inputs.texts:  # said already, with all else that hangs on it
-            return found
-        notes.append(f"no TF-IDF baseline: {tfidf}")
-        return found
-    return found | {"tfidf": tfidf}
-
-
-def words(inputs: Inputs, crossed: bool) -> Rival | str:
-    """TF-IDF with logistic regression; or why it cannot be had."""
-    rows, texts = inputs.search_rows, inputs.texts
-    if isinstance(texts, str):
-        return texts
-    try:
-        probs = baselines.tfidf(texts, inputs.codes, inputs.rows, len(inputs.classes))
-        if crossed:
-
-            def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
-                part = {"train": rows[inside], "val": rows[outside], "test": rows[:0]}
-                return baselines.tfidf(texts, inputs.codes, part, len(inputs.classes))["val"]
-
-            probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
-    except ValueError as error:  # no text has a word
-        return str(error)
-    return Rival({}, probs)
-
-
-def last_layers(inputs: Inputs) -> list[Feature]:
-    """The usual choice: the last layer's output, raw and after the final norm."""
-    features = [f for f in inputs.features if f.site is Site.HIDDEN] or list(inputs.features)
-    last = inputs.layers[-2:] if inputs.layers[-1].endswith("final") else inputs.layers[-1:]
-    found = [f for f in features if f.layer in last]
-    return found or [f for f in features if f.layer == features[-1].layer]
-
-
-def best_layers(reader: Reader) -> list[Feature]:
-    """The matrices of the three best probes."""
-    ranked = sorted(reader.ranked.values(), key=lambda item: -item.val_score)
-    return [item.feature for item in ranked[:3]]
-
-
-def whole_layer(
-    reader: Reader,
-    tester: Reader,
-    inputs: Inputs,
-    fits: Sequence[tuple[Feature, Fitted]],
-    crossed: bool,
-) -> Rival:
-    """Ridge logistic regression on all neurons of one matrix, the best of *fits* on val."""
-    feature, fitted = max(fits, key=lambda pair: pair[1].rank)
-    probs = {"val": fitted.val_probs}
-    if len(inputs.rows["test"]):
-        probs["test"] = fitted.probabilities(tester.whole(feature))
-    if crossed:
-        values, split = reader.whole(feature), inputs.split
-
-        def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
-            part = replace(split, train=inside, val=outside)
-            return walk_strengths(values, part, [fitted.strength])[0].val_probs
-
-        probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
-    what = {
-        "layer": feature.layer,
-        "site": feature.site.value,
-        "pooling": feature.pooling.value,
-        "strength": fitted.strength,
-    }
-    return Rival(what, probs)
-
-
-def _plain(threshold: metrics.Threshold, inputs: Inputs) -> Any:
-    """A threshold as plain values, those of labels with their names."""
-    if not isinstance(threshold, np.ndarray):
-        return threshold
-    return dict(zip(inputs.classes, threshold.tolist(), strict=True))
-
-
-def _threshold_of(rival: Rival, inputs: Inputs) -> metrics.Threshold:
-    """A rival's threshold is tuned where the head's is, so that neither has an advantage."""
-    val = inputs.codes[inputs.rows["val"]]
-    if val.ndim == 2:
-        what = OUT_OF_FOLD if OUT_OF_FOLD in rival.probs else "val"
-        rows = inputs.rows["val"] if what == "val" else inputs.search_rows
-        known = inputs.codes[rows], rival.probs[what], inputs.classes
-        return choose_thresholds(*known, inputs.metric, what, [])
-    enough = len(val) >= MIN_ROWS
-    return metrics.tuned_threshold(inputs.metric, val, rival.probs["val"]) if enough else None
-
-
-def _rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-    threshold = _threshold_of(rival, inputs)
-    scores = {
-        name: metrics.evaluate(y[name], probs, inputs.classes, threshold)
-        for name, probs in rival.probs.items()
-        if name != OUT_OF_FOLD
-    }
-    return rival.what | {"threshold": _plain(threshold, inputs)} | scores
 
 
 def _calibration(
@@ -282,7 +143,7 @@ def _compare(
     rows = metrics.resamples(len(true), RESAMPLES)
     said = {"spin": metrics.decide(spin[split], threshold)}
     for name, rival in rivals.items():
-        said[name] = metrics.decide(rival.probs[split], _threshold_of(rival, inputs))
+        said[name] = metrics.decide(rival.probs[split], threshold_of(rival, inputs))
     val = inputs.codes[inputs.rows["val"]]
     best = max(rivals, key=lambda name: score(inputs.metric, val, rivals[name].probs["val"]))
     if true.ndim == 2:
