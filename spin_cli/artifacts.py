@@ -94,7 +94,7 @@ def write_manifest(
 
     Files named in *leave_out* are none of the artifact's.
     """
-    others = (MANIFEST, LOG, atomic.LOCK, *leave_out)
+    others = (MANIFEST, LOG, *leave_out)
     paths = [path for path in sorted(folder.iterdir()) if path.name not in others]
     sizes = {path: path.stat().st_size for path in paths}
     # Twice as many at once as there are cores: else 33 layers on 16 cores take three rounds.

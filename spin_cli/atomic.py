@@ -22,7 +22,6 @@ try:
 except ImportError:  # not a POSIX system: two runs into one folder are then the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that say that there is no room left."""
 
@@ -84,7 +83,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if error.errno not in reasons:
             raise
         raise ArtifactError(
-            f"{folder}: {reasons[error.errno]}; nothing was left under its final name",
+            f"{folder}: {reasons[error.errno]}; nothing half-written is left under the final name",
             hint=(
                 "Make room (or name another folder with -o) and run the same command again."
                 if error.errno in FULL
@@ -123,10 +122,8 @@ def check_free(path: Path, *, force: bool) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove all that is in *folder* but its lock."""
+    """Remove all that is in *folder*."""
     for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -135,9 +132,11 @@ def clear(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
-    """Keep other processes out of *folder*, which is made where it is missing.
+    """Keep other processes from building *folder*, which need not be there yet.
 
-    The lock is the kernel's: it ends with the process, however that ends.
+    The lock is the kernel's: it ends with the process, however that ends, and what a killed one
+    leaves of it keeps nobody out. Its file lies beside the folder: within, it would be renamed with
+    it, or would have to go before that, and leave a moment in which two processes write.
 
     Raises
     ------
@@ -147,25 +146,35 @@ def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
     if not wanted or fcntl is None:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    path = folder.with_name(f".{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(folder, path)
     try:
-        taken = False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = True
-        except OSError:
-            pass  # a file system without locks
-        # One that just finished has renamed the folder, and the lock that we hold with it.
-        if taken or not _same_file(descriptor, folder / LOCK):
-            raise ArtifactError(
-                f"{folder}: another process is writing it",
-                hint="Wait until it has ended, or name another folder with -o.",
-            )
         yield
     finally:
+        path.unlink(missing_ok=True)  # still held: whoever waits for it sees that it is gone
         os.close(descriptor)
+
+
+def _lock(folder: Path, path: Path) -> int:
+    """The open lock file, held."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ArtifactError(
+                        f"{folder}: another process is writing it",
+                        hint="Wait until it has ended, or name another folder with -o.",
+                    ) from error
+            if _same_file(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the one that held it has ended since, and removed it
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
@@ -181,10 +190,11 @@ def building(folder: Path, *, force: bool) -> Iterator[Path]:
 
     On any failure it is removed and what stood under the final name is untouched.
     """
-    check_vacant(folder, force=force)
     partial = partial_folder(folder)
     with disk_errors(folder), locked(partial):
+        check_vacant(folder, force=force)
         try:
+            partial.mkdir(parents=True, exist_ok=True)
             clear(partial)
             yield partial
             publish(partial, folder)
@@ -194,15 +204,19 @@ def building(folder: Path, *, force: bool) -> Iterator[Path]:
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Sync *partial* and rename it to *folder*, replacing what is there."""
-    (partial / LOCK).unlink(missing_ok=True)
+    """Sync *partial* and rename it to *folder*; what is there gives way, or stays on failure."""
     for path in sorted(partial.iterdir()):
         sync(path)
     sync(partial)
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
+    try:
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        partial.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

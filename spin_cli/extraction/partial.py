@@ -119,7 +119,7 @@ def progress_of(folder: Path) -> tuple[dict[str, Any], int, int] | None:
 
 
 def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
-    """Make the files in *folder*, or find those of an interrupted run.
+    """Make *folder* and the files in it, or find those of an interrupted run.
 
     Raises
     ------
@@ -132,6 +132,7 @@ def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
     if not force and (begun := request_of(folder)) is not None:
         refuse_other(folder, begun, request)
         return Partial(folder, plan)
+    folder.mkdir(parents=True, exist_ok=True)
     atomic.clear(folder)
     rows = len(plan.dataset)
     by_layer: dict[str, list[Feature]] = {}
