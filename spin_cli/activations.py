@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import artifacts
+from spin_cli import hdf5
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.errors import ArtifactError
 
@@ -41,6 +41,11 @@ class Feature:
     pooling: Pooling
     width: int
     hookpoint: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Layer, site and pooling as they are called in files."""
+        return self.layer, self.site.value, self.pooling.value
 
     @property
     def dataset(self) -> str:
@@ -236,20 +241,10 @@ def read_matrix(
         The dataset is missing, of another shape or dtype, or holds NaN or infinity.
     """
     path = folder / feature.file
-    with artifacts.open_hdf5(path) as file:
-        try:
-            dataset = file[feature.dataset]
-            right = dataset.shape[1] == feature.width and dataset.shape[0] >= start + rows
-            if not right or dataset.dtype != DISK_DTYPES[dtype]:
-                raise ArtifactError(
-                    f"{path}: {feature.dataset} is {dataset.shape} {dataset.dtype}, the manifest"
-                    f" says ({rows}, {feature.width}) {dtype.value}"
-                )
-            values = from_disk(dataset[start : start + rows], dtype)
-        except (KeyError, AttributeError, IndexError) as error:
-            raise ArtifactError(f"{path}: no dataset {feature.dataset}") from error
-        except OSError as error:
-            raise ArtifactError(f"{path}: {feature.dataset} cannot be read ({error})") from error
+    shape = range(start + rows, hdf5.ANY.stop), feature.width
+    with hdf5.opened(path, "Make the activations again: spin extract … --force") as file:
+        dataset = hdf5.dataset(file, feature.dataset, shape, DISK_DTYPES[dtype])
+        values = from_disk(dataset[start : start + rows], dtype)
     # A sum is NaN or infinite if a member is, and needs no array of flags.
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(values.sum(axis=0, dtype=np.float64)).all()

@@ -261,18 +261,3 @@ def _field(value: Any, name: str) -> Any:
     for key in name.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
-
-
-def open_hdf5(path: Path) -> Any:
-    """An activations folder's HDF5 file, to read; `ArtifactError` where it is none."""
-    import h5py  # `predict` does without
-
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing") from error
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: not a readable HDF5 file (truncated or foreign)",
-            hint="Make the activations again: spin extract … --force",
-        ) from error

@@ -49,6 +49,8 @@ CV_FOLDS, CV_FEW_ROWS, CV_FEW_FOLDS = 5, 5_000, 3
 """Folds of a cross-validated choice, and with more rows than so many."""
 CV_VAL_ROWS, CV_MAX_ROWS = 1_000, 20_000
 MAX_SEPARATOR = 16
+MAX_WIDTH, MAX_CLASSES = 2**20, 10_000
+"""Of a matrix, and of all labels: files from elsewhere that name more are refused."""
 MAX_TEXT_CHARS = 2_000_000
 """A longer text is refused: it is a file in one field, most likely a broken quote."""
 

@@ -9,17 +9,29 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from spin_cli.choices import Metric, StorageDtype
-from spin_cli.config import SPARSE
+from spin_cli.choices import Metric, Pooling, Site, StorageDtype
+from spin_cli.config import MAX_WIDTH, SPARSE
 from spin_cli.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 64 * 2**20
+MAX_COUNT = 2**48
 Check = tuple[str, Callable[[Any], bool]]
 OBJECT: Check = ("an object", lambda value: isinstance(value, dict))
 LIST: Check = ("a list", lambda value: isinstance(value, list))
 TEXT: Check = ("text", lambda value: isinstance(value, str))
-COUNT: Check = ("a whole number", lambda value: type(value) is int and value >= 0)
+COUNT: Check = (
+    f"a whole number up to {MAX_COUNT}",
+    lambda value: type(value) is int and 0 <= value <= MAX_COUNT,
+)
+WIDTH: Check = (
+    f"a whole number from 1 to {MAX_WIDTH}",
+    lambda value: type(value) is int and 1 <= value <= MAX_WIDTH,
+)
+NAME: Check = (
+    "a name that files can have",
+    lambda value: TEXT[1](value) and value != "" and value.isprintable() and "/" not in value,
+)
 NAMES: Check = ("a list of names", lambda value: LIST[1](value) and all(map(TEXT[1], value)))
 
 
@@ -37,6 +49,11 @@ KINDS: Mapping[str, Check] = {
     "storage_dtype": _one_of(StorageDtype), "metric": _one_of(Metric),
 }  # fmt: skip
 """What a manifest's fields hold, where they are there; those above before those within them."""
+FEATURE: Mapping[str, Check] = {
+    "layer": NAME, "site": _one_of(Site), "pooling": _one_of(Pooling), "width": WIDTH,
+    "hookpoint": TEXT, "overflowed": COUNT,
+}  # fmt: skip
+"""The same of each of its ``features``."""
 
 
 def to_plain(value: Any) -> Any:
@@ -101,12 +118,25 @@ def read_json(path: Path) -> Any:
 
 
 def check_kinds(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise `ArtifactError` where a field of `KINDS` holds something else."""
-    for place, (expected, is_right) in KINDS.items():
+    """Raise `ArtifactError` where a field of `KINDS` or `FEATURE`, or a count, is wrong."""
+    for place, check in KINDS.items():
         *above, name = place.split(".")
         inside = manifest
         for step in above:
             inside = inside.get(step, {})
-        if name in inside and not is_right(inside[name]):
-            found = json.dumps(inside[name])[:60]
-            raise ArtifactError(f"{path}: the field '{place}' is {found}, expected {expected}")
+        if name in inside:
+            _check(path, place, inside[name], check)
+    for name, count in manifest.get("counts", {}).items():
+        _check(path, f"counts.{name}", count, COUNT)
+    for at, feature in enumerate(manifest.get("features", [])):
+        _check(path, f"features[{at}]", feature, OBJECT)
+        for name, check in FEATURE.items():
+            if name in feature:
+                _check(path, f"features[{at}].{name}", feature[name], check)
+
+
+def _check(path: Path, place: str, value: Any, check: Check) -> None:
+    expected, is_right = check
+    if not is_right(value):
+        found = json.dumps(value)[:60]
+        raise ArtifactError(f"{path}: the field '{place}' is {found}, expected {expected}")

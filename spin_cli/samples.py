@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli.artifacts import open_hdf5
-from spin_cli.config import SPLITS
+from spin_cli import hdf5
+from spin_cli.config import MAX_CLASSES, SPLITS
 from spin_cli.errors import ArtifactError
 
 SAMPLES = "samples.h5"
@@ -91,19 +91,19 @@ def _label_text(
 def read_samples(folder: Path) -> Samples:
     """Read ``samples.h5``; `ArtifactError` where it is not what spin writes."""
     path = folder / SAMPLES
-    with open_hdf5(path) as file:
-        try:
-            text = {name: _read_text(file[name]) for name in ("label", "split")}
-            ids = file["id"].asstr()[:]
-            samples = Samples(
-                ids, text["label"], text["split"], file["n_tokens"][:], file["truncated"][:],
-                file["labels"][:] if "labels" in file else None,
-            )  # fmt: skip
-        except (KeyError, TypeError, OSError, UnicodeDecodeError, AttributeError) as error:
-            raise ArtifactError(f"{path}: not the samples file of spin ({error})") from error
-    lengths = {len(samples.ids), len(samples.labels), len(samples.splits), len(samples.n_tokens)}
-    if len(lengths) != 1 or not set(samples.splits) <= set(SPLITS):
-        raise ArtifactError(f"{path}: its columns do not agree")
+    with hdf5.opened(path, "Make the activations again: spin extract … --force") as file:
+        rows = hdf5.dataset(file, "label", [hdf5.ANY], hdf5.TEXT).shape
+        ids, labels, splits = (
+            hdf5.dataset(file, name, rows, hdf5.TEXT) for name in ("id", "label", "split")
+        )
+        several = (*rows, range(1, MAX_CLASSES + 1))
+        samples = Samples(
+            ids.asstr()[:], _read_text(labels), _read_text(splits),
+            hdf5.read(file, "n_tokens", rows, "iu"), hdf5.read(file, "truncated", rows, "biu"),
+            hdf5.read(file, "labels", several, "biu") if "labels" in hdf5.names(file) else None,
+        )  # fmt: skip
+    if not set(samples.splits) <= set(SPLITS):
+        raise ArtifactError(f"{path}: split is not one of {', '.join(SPLITS)} in each row")
     return samples
 
 

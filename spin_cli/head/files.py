@@ -18,14 +18,14 @@ from safetensors.numpy import save_file
 from spin_cli.artifacts import read_json
 from spin_cli.atomic import write_json
 from spin_cli.choices import Pooling, Site, StorageDtype
-from spin_cli.config import MAX_OVERLAP, MAX_SEPARATOR
+from spin_cli.config import MAX_CLASSES, MAX_OVERLAP, MAX_SEPARATOR, MAX_WIDTH
 from spin_cli.errors import ArtifactError
 from spin_cli.head.model import Head, HeadFeature, blocks_needed, tensor_key
 
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "head.safetensors", "metrics.json", "README.md"
 HIDDEN = ("hidden.weight", "hidden.bias")
 """Names of the hidden units' tensors."""
-MAX_WIDTH, MAX_CLASSES, MAX_FEATURES, MAX_HIDDEN = 2**20, 10_000, 10_000, 2**16
+MAX_FEATURES, MAX_HIDDEN = 10_000, 2**16
 
 
 def save_head(folder: Path, head: Head) -> None:

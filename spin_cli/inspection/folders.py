@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from spin_cli.inspection.overlap import overlaps
 from spin_cli.inspection.statistics import MASSIVE, RATIO, summarise_all
 from spin_cli.inspection.tree import hdf5_tree, tensors
 from spin_cli.samples import separator_of
+from spin_cli.selected import SCORES, read_scores
 
 SAMPLE_ROWS = 2048
 OVERLAP_ETA = 0.8
-SCORES = "scores.csv"
 RECIPE = "spin.toml"
 
 
@@ -159,13 +158,3 @@ def _head(path: Path) -> dict[str, Any]:
         "abstain_below": head.abstain_below,
         "metrics": artifacts.read_json(path / METRICS),
     }  # fmt: skip
-
-
-def read_scores(folder: Path) -> list[dict[str, str]]:
-    """The rows of a selection's ``scores.csv``; `ArtifactError` where it has no scores."""
-    with (folder / SCORES).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    needed = {"layer", "site", "pooling", "val_score", "width"}
-    if not rows or not needed <= set(rows[0]):
-        raise ArtifactError(f"{folder / SCORES}: not the scores of spin")
-    return rows

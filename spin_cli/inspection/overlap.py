@@ -7,16 +7,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import mask
-from spin_cli.errors import ArtifactError
+from spin_cli import mask, selected
 
-MASKS = "masks.h5"
-MAX_VALUES = 2**24
-"""Values of one dataset; a mask has one for each neuron at most."""
 Sets = dict[tuple[str, str, str], tuple[set[int], int]]
 """By layer, site and pooling: the neurons of a mask, and the width of the matrix."""
 
@@ -53,39 +48,20 @@ def overlaps(folder: Path, eta: float, classes: list[str]) -> dict[str, Any]:
     """
     found: Sets = {}
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    try:
-        with h5py.File(folder / MASKS, "r") as file:
-            for layer, site, pooling, group in _groups(file):
-                neurons, shares = _read(group, "neurons"), _read(group, "cumulative")
-                width = int(group.attrs["width"])
-                count = mask.count_for(shares.astype(np.float64), eta)
-                found[layer, site, pooling] = ({int(n) for n in neurons[:count]}, width)
-                if "class_importance" in group and len(classes) > 2:
-                    importance = _read(group, "class_importance")
-                    _add_classes(pairs, importance, neurons, classes, eta, width)
-    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ArtifactError(
-            f"{folder / MASKS}: not the masks of spin ({error})", "Look at it as one file."
-        ) from error
+    with selected.open_masks(folder) as file:
+        for key in selected.matrices(file):
+            one = selected.read_mask(file, key)
+            count = mask.count_for(one.cumulative, eta)
+            found[key] = ({int(n) for n in one.neurons[:count]}, one.width)
+            if len(classes) > 2:
+                importance = selected.read_class_importance(file, key, one, len(classes))
+                if importance is not None:
+                    _add_classes(pairs, importance, one.neurons, classes, eta, one.width)
     return {
         "eta": eta,
         "poolings": _between_poolings(found),
         "classes": [{"classes": list(pair), **_mean(each)} for pair, each in pairs.items()],
     }
-
-
-def _groups(file: Any) -> Any:
-    for layer in file:
-        for site in file[layer]:
-            for pooling in file[layer][site]:
-                yield layer, site, pooling, file[layer][site][pooling]
-
-
-def _read(group: Any, name: str) -> NDArray[Any]:
-    dataset = group[name]
-    if dataset.size > MAX_VALUES or dataset.is_virtual:
-        raise ValueError(f"{group.name}/{name} has {dataset.size:,} values")
-    return np.asarray(dataset[:])
 
 
 def _add_classes(
@@ -97,7 +73,7 @@ def _add_classes(
     width: int,
 ) -> None:
     sets = []
-    for row in importance.astype(np.float64):
+    for row in importance:
         order = mask.order(row)
         count = mask.count_for(mask.cumulative(row[order]), eta)
         sets.append({int(n) for n in neurons[order[:count]]})

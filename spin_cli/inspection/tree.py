@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from spin_cli.errors import ArtifactError
+from spin_cli.hdf5 import UNREADABLE
 
 MAX_OBJECTS = 20_000
 MAX_DEPTH = 50
@@ -22,8 +23,6 @@ MAX_ATTRIBUTES = 100
 MAX_ATTRIBUTE_BYTES = 2**16
 MAX_TEXT = 200
 """Characters of an attribute that are kept."""
-UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
-"""What h5py raises for objects that it does not understand."""
 
 
 def readable(name: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from spin_cli.errors import ArtifactError
 from spin_cli.head import METRICS, Head, HeadFeature, load_head
 from spin_cli.reports.drawing import plain
 from spin_cli.samples import Samples, read_samples, read_targets
-from spin_cli.selection import SCORES
+from spin_cli.selected import read_scores
 from spin_cli.training.table import Choice
 
 METRIC_KEYS = {"accuracy": "accuracy", "macro-f1": "macro_f1", "auroc": "auroc"}
@@ -197,8 +196,7 @@ class Run:
     @cached_property
     def scores(self) -> list[dict[str, str]]:
         """The rows of the selection's ``scores.csv``."""
-        with (self.selection().folder / SCORES).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return read_scores(self.selection().folder)
 
     @cached_property
     def texts(self) -> list[str] | str:

@@ -18,8 +18,8 @@ from spin_cli.activations import Feature
 from spin_cli.choices import Control
 from spin_cli.config import SelectConfig
 from spin_cli.probe import Ranking
+from spin_cli.selected import MASKS, PROBES, SCORES
 
-MASKS, PROBES, SCORES = "masks.h5", "probes.safetensors", "scores.csv"
 Found = Sequence[tuple[Feature, Ranking]]
 
 
@@ -30,12 +30,6 @@ def write(folder: Path, found: Found, config: SelectConfig) -> list[dict[str, An
     rows = [_score_row(feature, item, config) for feature, item in found]
     atomic.write_text(folder / SCORES, _as_csv(rows))
     return rows
-
-
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a folder's scores, all values as text."""
-    with (folder / SCORES).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _write_masks(path: Path, found: Found, config: SelectConfig) -> None:

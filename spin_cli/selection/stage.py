@@ -25,6 +25,7 @@ from spin_cli.errors import ArtifactError, DataError
 from spin_cli.probe import Blocks, Ranking
 from spin_cli.ranks import Ranks
 from spin_cli.samples import Samples, read_targets
+from spin_cli.selected import read_scores
 from spin_cli.selection import files, memory, parts, placing
 from spin_cli.workers import pool_of
 
@@ -93,7 +94,7 @@ def select(
             here.wait()
             manifest = artifacts.read_manifest(output, "selection")
             log = {"seconds": round(time.time() - started, 2)}
-            return manifest | {"scores": files.read_scores(output), "log": log}
+            return manifest | {"scores": read_scores(output), "log": log}
         found = _gather(output, len(features), here)
     with atomic.building(output, force=force) as folder:
         rows = files.write(folder, list(zip(features, found, strict=True)), config)

@@ -30,7 +30,7 @@ from spin_cli.head import METRICS, Head, load_head
 from spin_cli.training.inputs import Inputs, read_inputs
 from spin_cli.training.neuron_sets import Columns, Groups, measure, report
 from spin_cli.training.search import Split, fit_columns
-from spin_cli.training.table import MASKS, SITES, Ranked, read_masks
+from spin_cli.training.table import SITES, Ranked, read_masks
 
 MAX_CELLS = 60_000_000
 """Rows times neurons that are held: about half a GB with the standardised copy."""
@@ -117,7 +117,7 @@ def _matching(
     layers = inputs.layers if depth is None else inputs.layers[: int(depth) + 1]
     found = [
         item
-        for feature, item in read_masks(source / MASKS, inputs.features).items()
+        for feature, item in read_masks(source, inputs.features).items()
         if feature.site in sites
         and (not poolings or feature.pooling in poolings)
         and feature.layer in layers

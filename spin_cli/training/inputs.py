@@ -19,7 +19,7 @@ from spin_cli.samples import read_targets
 from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.search import Split
-from spin_cli.training.table import MASKS, Reader, read_masks
+from spin_cli.training.table import Reader, read_masks
 
 TWINS = 0.05
 """Share of val rows with a near-duplicate in train from which on something is done about them."""
@@ -131,5 +131,5 @@ def leave_twins_out(inputs: Inputs) -> tuple[Inputs, list[str]]:
 
 def make_reader(source: Path, inputs: Inputs, rows: NDArray[np.intp]) -> Reader:
     """A reader of some rows."""
-    ranked = read_masks(source / MASKS, inputs.features)
+    ranked = read_masks(source, inputs.features)
     return Reader(inputs.source, ranked, inputs.layers, len(inputs.codes), rows, inputs.dtype)

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import activations, mask
+from spin_cli import activations, hdf5, mask, selected
 from spin_cli.activations import Feature
 from spin_cli.choices import Pooling, Site, StorageDtype
-from spin_cli.errors import ArtifactError
 
-MASKS = "masks.h5"
 SITES = {
     "hidden": (Site.HIDDEN,),
     "ffn": (Site.FFN,),
@@ -54,24 +51,14 @@ class Ranked:
         return self.neurons[: mask.count_for(self.cumulative, eta)]
 
 
-def read_masks(path: Path, features: Sequence[Feature]) -> dict[Feature, Ranked]:
+def read_masks(source: Path, features: Sequence[Feature]) -> dict[Feature, Ranked]:
     """Read every mask of a selection; `ArtifactError` where one is missing or out of range."""
     ranked = {}
-    try:
-        with h5py.File(path, "r") as file:
-            for feature in features:
-                group = file[f"{feature.layer}{feature.dataset}"]
-                neurons, shares = group["neurons"][:], group["cumulative"][:]
-                if len(neurons) != len(shares) or (
-                    len(neurons) and not 0 <= neurons.min() <= neurons.max() < feature.width
-                ):
-                    raise ArtifactError(f"{path}: {group.name} does not fit the activations")
-                values = [float(group.attrs[name]) for name in ("C", "val_score")]
-                ranked[feature] = Ranked(feature, neurons.astype(np.int32), shares, *values)
-    except (OSError, KeyError) as error:
-        raise ArtifactError(
-            f"{path}: cannot be read ({error})", "Make it again: spin select … --force"
-        ) from error
+    with selected.open_masks(source) as file:
+        for feature in features:
+            found = selected.read_mask(file, feature.key, feature.width)
+            values = [hdf5.number(file, "/".join(feature.key), name) for name in ("C", "val_score")]
+            ranked[feature] = Ranked(feature, found.neurons, found.cumulative, *values)
     return ranked
 
 

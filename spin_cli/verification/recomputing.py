@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from spin_cli import activations, artifacts, metrics, probe
+from spin_cli import activations, artifacts, metrics, probe, selected
 from spin_cli.activations import Feature
 from spin_cli.choices import Control, Metric, Solver, StorageDtype
 from spin_cli.errors import ArtifactError
@@ -90,20 +88,19 @@ def _source(folder: Path, manifest: dict[str, Any]) -> Source:
 
 def _probes(folder: Path, manifest: dict[str, Any], source: Source, seed: int) -> tuple[bool, str]:
     """Importance and validation score of some probes, from their stored weights."""
-    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
-        scores = {(r["layer"], r["site"], r["pooling"]): r for r in csv.DictReader(file)}
+    rows = selected.read_scores(folder)
+    scores = {(row["layer"], row["site"], row["pooling"]): row for row in rows}
     options = manifest["request"]["options"]
     chosen = random.Random(seed).sample(source.features, min(PROBES, len(source.features)))
     for feature in chosen:
-        key = (feature.layer, feature.site.value, feature.pooling.value)
-        name = " ".join(key)
+        key, name = feature.key, " ".join(feature.key)
         coef, intercept = _weights(folder, ".".join(key))
         X = source.read(feature)
         standard = probe.standardise(X[source.samples.rows("train")])
         scaled = np.zeros(feature.width)
         kept = standard.kept
         scaled[kept] = ((coef[:, kept].astype(np.float64) * standard.scale[kept]) ** 2).sum(0)
-        if not _same_importance(folder, key, scaled, options["control"]):
+        if not _same_importance(folder, feature, scaled, options["control"]):
             return False, f"{name}: the importance is not that of its weights"
         val = source.samples.rows("val")
         z = X[val].astype(np.float64) @ coef.T.astype(np.float64) + intercept
@@ -119,20 +116,20 @@ def _probes(folder: Path, manifest: dict[str, Any], source: Source, seed: int) -
 
 
 def _weights(folder: Path, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    with safe_open(folder / "probes.safetensors", "np") as file:
+    with safe_open(folder / selected.PROBES, "np") as file:
         return file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
 
 
 def _same_importance(
-    folder: Path, key: tuple[str, ...], scaled: NDArray[np.float64], control: str
+    folder: Path, feature: Feature, scaled: NDArray[np.float64], control: str
 ) -> bool:
-    with h5py.File(folder / "masks.h5", "r") as file:
-        group = file["/".join(key)]
-        neurons, stored = group["neurons"][:], group["importance"][:]
+    with selected.open_masks(folder) as file:
+        found = selected.read_mask(file, feature.key, feature.width)
+        stored = selected.read_importance(file, feature.key, found)
     if control == Control.RANDOM.value:  # other neurons, with the importance of the ranked ones
         expected = np.sort(scaled)[::-1][: len(stored)]
     else:
-        expected = scaled[neurons]
+        expected = scaled[found.neurons]
     limit = IMPORTANCE_TOL * max(float(scaled.max(initial=0.0)), 1e-12)
     return len(stored) == len(expected) and bool(np.all(np.abs(stored - expected) <= limit))
 
