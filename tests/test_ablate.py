@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from spin_cli import activations, artifacts, atomic, metrics, selection
 from spin_cli.activations import Feature
-from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.choices import Metric, Pooling, Site, Solver, StorageDtype
 from spin_cli.config import SelectConfig
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import load_head
@@ -29,9 +29,15 @@ PLANTED = (3, 17, 20)
 def planted(tmp_path_factory) -> Path:
     """A selection on two matrices of noise in which three neurons of the first know the label."""
     folder = tmp_path_factory.mktemp("planted")
+    plant(folder, ["no", "yes"])
+    selection.select(folder / "activations", folder / "selection", SelectConfig())
+    return folder
+
+
+def plant(folder: Path, classes: list[str]) -> None:
     rng = np.random.default_rng(0)
     rows, width = 600, 40
-    labels = rng.integers(0, 2, rows)
+    labels = rng.integers(0, len(classes), rows)
     features = [Feature(f"layer_0{k}", Site.HIDDEN, Pooling.MEAN, width, "x") for k in (1, 2)]
     with atomic.building(folder / "activations", force=False) as partial:
         for feature in features:
@@ -45,14 +51,14 @@ def planted(tmp_path_factory) -> Path:
             partial / "samples.h5",
             ids=map(str, range(rows)),
             labels=labels.astype(np.int32),
-            classes=["no", "yes"],
+            classes=classes,
             splits=np.repeat([0, 1, 2], [300, 100, 200]).astype(np.uint8),
             n_tokens=np.ones(rows, np.int32),
             truncated=np.zeros(rows, bool),
         )
         content = {
             "request": {"model": {}, "options": {"data": {}}},
-            "classes": ["no", "yes"],
+            "classes": classes,
             "counts": {"rows": rows},
             "layers": ["layer_00", "layer_01", "layer_02"],
             "storage_dtype": "float32",
@@ -63,8 +69,6 @@ def planted(tmp_path_factory) -> Path:
             ],
         }  # fmt: skip
         artifacts.write_manifest(partial, "activations", content)
-    selection.select(folder / "activations", folder / "selection", SelectConfig())
-    return folder
 
 
 def test_planted_neurons_are_sufficient_and_their_removal_costs_everything(planted):
@@ -190,6 +194,16 @@ def test_a_selection_and_a_head_are_recomputed_and_agree(tiny_run):
         checks = {check.what: check for check in verify(tiny_run / "run" / name)}
         assert all(check.ok for check in checks.values()), checks
         assert "agree" in checks[what].found
+
+
+def test_probes_of_the_papers_recipe_are_recomputed_and_agree(tmp_path):
+    """With several classes too, and by a score that sees every probability."""
+    plant(tmp_path, ["few", "many", "none", "some"])
+    config = SelectConfig(solver=Solver.REFERENCE, metric=Metric.LOG_LOSS)
+    selection.select(tmp_path / "activations", tmp_path / "selection", config)
+    checks = {check.what: check for check in verify(tmp_path / "selection")}
+    assert checks["recomputed probes"].ok, checks["recomputed probes"].found
+    assert checks["recomputed probes"].found.startswith("2 probes")
 
 
 def remake(folder: Path) -> None:

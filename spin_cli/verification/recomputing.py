@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from spin_cli import activations, artifacts, metrics, probe, selected
 from spin_cli.activations import Feature
-from spin_cli.choices import Control, Metric, Solver, StorageDtype
+from spin_cli.choices import Control, Metric, StorageDtype
 from spin_cli.errors import ArtifactError
 from spin_cli.head import METRICS, load_head
 from spin_cli.samples import Samples, read_targets
@@ -104,9 +104,7 @@ def _probes(folder: Path, manifest: dict[str, Any], source: Source, seed: int) -
             return False, f"{name}: the importance is not that of its weights"
         val = source.samples.rows("val")
         z = X[val].astype(np.float64) @ coef.T.astype(np.float64) + intercept
-        way = "ovr" if options["solver"] == Solver.REFERENCE.value else "multinomial"
-        if source.codes.ndim == 2:
-            way = "labels"
+        way = "labels" if source.codes.ndim == 2 else "multinomial"
         probs = metrics.probabilities(z, len(source.classes), way)
         score = metrics.score_function(Metric(manifest["metric"]))(source.codes[val], probs)
         stored = float(scores[key]["val_score"])
