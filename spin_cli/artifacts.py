@@ -209,9 +209,13 @@ def read_parent(folder: Path, manifest: Mapping[str, Any]) -> tuple[Path, dict[s
     if parent["fingerprint"] != entry["sha256"]:
         raise ArtifactError(
             f"{folder}: made from an earlier state of {path}, which changed since",
-            hint=f"Run `spin {STAGE_OF[manifest['kind']]} {path} --force` to make it again.",
+            hint=f"Run `spin {_remake(folder, path, manifest['kind'])} --force` to make it again.",
         )
     return path, parent
+
+
+def _remake(folder: Path, parent: Path, kind: str) -> str:
+    return f"{STAGE_OF[kind]} {parent}" if kind in STAGE_OF else f"{kind} {parent} {folder}"
 
 
 def differing_fields(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from spin_cli import prediction
+from spin_cli import artifacts, prediction
 from spin_cli.choices import ExportFormat
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ModelError
+from spin_cli.head import load_head
 from spin_cli.prediction import export as exports
 from tests.helpers import ENV, json_lines, sentences
 from tests.test_backbone import TEXTS, save_model
@@ -91,6 +92,34 @@ def test_batches_and_lengths_are_free(tmp_path, name, layers, onnx):
     for batch in ([0], [1], [3, 6], list(range(7)), [2, 2, 2]):
         found = run(*exports.pad(predictor, [encoded[row] for row in batch]))
         np.testing.assert_allclose(found, expected[batch], atol=1e-4)
+
+
+def test_an_export_is_shown_and_knows_its_head(spin, tmp_path):
+    model = save_model(tmp_path / "m", "gpt2")
+    folder, out = make_head(model, tmp_path / "head", ["layer_01"], ("a", "b", "c")), tmp_path / "e"
+    exports.export(folder, out, PredictConfig(), formats=[ExportFormat.PT2], texts=TEXTS)
+    done = spin("inspect", out)
+    assert done.code == 0, done.err
+    neurons = load_head(folder).neurons
+    for words in ("export: ", "a, b, c", "../head", "(gpt2)", "model.pt2", f"{neurons}"):
+        assert words in done.out, words
+    found = json.loads(spin("inspect", out, "--json").out)
+    assert found["neurons"] == neurons
+    assert found["formats"]["model.pt2"]["bytes"] == (out / "model.pt2").stat().st_size
+    assert found["formats"]["model.pt2"]["difference"] < 1e-4
+    assert spin("verify", out).code == 0
+    # One of a version that did not note the head is shown all the same.
+    manifest = json.loads((out / "manifest.json").read_text())
+    content = {name: manifest[name] for name in ("head", "checks")}
+    artifacts.write_manifest(out, "export", content)
+    done = spin("inspect", out)
+    assert done.code == 0, done.err
+    assert "unknown" in done.out
+    artifacts.write_manifest(out, "export", content | {"parent": manifest["parent"]})
+    artifacts.write_manifest(folder, "head", {"request": {"other": 1}})
+    done = spin("verify", out)
+    assert done.code == 4
+    assert "parent" in done.out and "FAILED" in done.out
 
 
 def test_the_program_holds_no_blocks_that_the_head_does_not_read(tmp_path):

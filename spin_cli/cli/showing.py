@@ -40,7 +40,10 @@ def show(path: Path, found: dict[str, Any], every: bool) -> None:
         show_scores(found["scores"], "score")
     else:
         show_summary(path, found)
-        shows = {"activations": show_activations, "selection": show_selection, "head": show_head}
+        shows = {
+            "activations": show_activations, "selection": show_selection, "head": show_head,
+            "export": show_export,
+        }  # fmt: skip
         shows[kind](found, every)
 
 
@@ -239,6 +242,22 @@ def show_head(found: dict[str, Any], every: bool) -> None:
         _show_calibration(report["calibration"])
     if every:
         print_json(report)
+
+
+def show_export(found: dict[str, Any], _every: bool) -> None:
+    """The programs of an exported head, and how their probabilities become answers."""
+    rows = [
+        [name, human_bytes(entry["bytes"]), f"{entry['difference']:.1e}"]
+        for name, entry in found["formats"].items()
+    ]
+    print_table("Programs", ["file", "size", "differs from predict by"], rows)
+    rows = [
+        ["neurons it reads", "unknown" if found["neurons"] is None else f"{found['neurons']:,}"],
+        ["longest text", f"{found['max_length']:,} tokens"],
+        ["threshold", _threshold(found)],
+        ["abstains", f"below {found['abstain_below']}" if found["abstain_below"] else "never"],
+    ]
+    print_table("How it answers", ["", ""], rows)
 
 
 def _threshold(found: dict[str, Any]) -> str:

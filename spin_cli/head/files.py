@@ -23,6 +23,8 @@ from spin_cli.errors import ArtifactError
 from spin_cli.head.model import Head, HeadFeature, blocks_needed, tensor_key
 
 CONFIG, WEIGHTS, METRICS, CARD = "config.json", "head.safetensors", "metrics.json", "README.md"
+LABELS = "labels.json"
+"""Of an exported head: its classes, and how its probabilities become answers."""
 HIDDEN = ("hidden.weight", "hidden.bias")
 """Names of the hidden units' tensors."""
 MAX_FEATURES, MAX_HIDDEN = 10_000, 2**16

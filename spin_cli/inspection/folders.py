@@ -10,7 +10,7 @@ import h5py
 from spin_cli import artifacts
 from spin_cli.config import Progress, quiet
 from spin_cli.errors import ArtifactError
-from spin_cli.head import CONFIG, METRICS, load_head
+from spin_cli.head import CONFIG, LABELS, METRICS, load_head
 from spin_cli.inspection.overlap import overlaps
 from spin_cli.inspection.statistics import MASSIVE, RATIO, summarise_all
 from spin_cli.inspection.tree import hdf5_tree, tensors
@@ -86,6 +86,8 @@ def _describe_folder(path: Path, rows: int, eta: float, progress: Progress) -> d
             found |= _selection(path, manifest, eta)
         elif found["kind"] == "head":
             found |= _head(path)
+        elif found["kind"] == "export":
+            found |= _export(path, manifest)
         else:
             raise ArtifactError(f"{path}: an artifact of unknown kind {found['kind']!r}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -95,11 +97,12 @@ def _describe_folder(path: Path, rows: int, eta: float, progress: Progress) -> d
 
 
 def _summary(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    named = artifacts.read_json(path / LABELS) if manifest["kind"] == "export" else manifest
     found = {
         "kind": manifest["kind"],
         "spin": manifest["versions"].get("spin"),
         "fingerprint": manifest["fingerprint"],
-        "classes": list(manifest["classes"]),
+        "classes": list(named["classes"]),
         "bytes": sum(int(entry["bytes"]) for entry in manifest["files"].values()),
         "files": {name: int(entry["bytes"]) for name, entry in manifest["files"].items()},
     }
@@ -158,3 +161,24 @@ def _head(path: Path) -> dict[str, Any]:
         "abstain_below": head.abstain_below,
         "metrics": artifacts.read_json(path / METRICS),
     }  # fmt: skip
+
+
+def _export(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    labels, sizes = artifacts.read_json(path / LABELS), manifest["files"]
+    return {
+        "model": manifest["head"],
+        "neurons": manifest.get("neurons"),
+        "formats": {
+            program: {
+                # Large tensors of ONNX are a file of their own, whose name goes on.
+                "bytes": sum(sizes[name]["bytes"] for name in sizes if name.startswith(program)),
+                "difference": float(difference),
+            }
+            for program, difference in manifest["checks"].items()
+        },
+        "multi_label": labels.get("multi_label", False),
+        "threshold": labels["threshold"],
+        "thresholds": labels.get("thresholds"),
+        "abstain_below": labels["abstain_below"],
+        "max_length": labels["max_length"],
+    }

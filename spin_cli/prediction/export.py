@@ -20,10 +20,11 @@ from spin_cli.backbone.batching import refuse_parts
 from spin_cli.choices import ExportFormat
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ModelError, UsageError
+from spin_cli.head import CARD, LABELS
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.program import Program
 
-PROGRAM, ONNX, LABELS, CARD = "model.pt2", "model.onnx", "labels.json", "README.md"
+PROGRAM, ONNX = "model.pt2", "model.onnx"
 TOLERANCE = 1e-4
 """Difference in a probability that is accepted."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -80,6 +81,7 @@ def export(
     if ExportFormat.ONNX in formats and missing:
         raise UsageError(f"--format onnx needs {', '.join(missing)}", INSTALL_ONNX)
     atomic.check_vacant(output, force=force)
+    parent = artifacts.read_manifest(folder, "head")
     predictor = open_predictor(folder, config)
     program = trace_program(predictor)
     found: dict[str, Any] = {}
@@ -92,7 +94,13 @@ def export(
             _save_onnx(program, place / ONNX)
             found[ONNX] = _compare(predictor, texts, _onnx_runner(place / ONNX))
         _save_rest(predictor, place)
-        artifacts.write_manifest(place, "export", {"head": predictor.head.model, "checks": found})
+        content = {
+            "parent": artifacts.parent_entry(output, folder, parent),
+            "head": predictor.head.model,
+            "neurons": predictor.head.neurons,
+            "checks": found,
+        }
+        artifacts.write_manifest(place, "export", content)
     return {
         name: {
             "bytes": sum(path.stat().st_size for path in output.glob(f"{name}*")),
