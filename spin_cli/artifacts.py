@@ -191,8 +191,26 @@ def seen_from(folder: Path, path: Path) -> str:
 
 def parent_entry(child: Path, parent: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """How a manifest names the artifact it was made from; the path is relative to the child."""
-    relative = os.path.relpath(parent.resolve(), child.resolve())
-    return {"path": relative, "kind": manifest["kind"], "sha256": manifest["fingerprint"]}
+    return {
+        "path": os.path.relpath(parent.resolve(), child.resolve()),
+        "kind": manifest["kind"],
+        "sha256": manifest["fingerprint"],
+        "digests": _digests(manifest),
+    }
+
+
+def _digests(manifest: Mapping[str, Any], *inside: str) -> dict[str, Any]:
+    """A short hash of each field, and of each of a request and its options.
+
+    By them a child can tell later what of its parent changed, without a copy of its manifest.
+    """
+    found: dict[str, Any] = {}
+    for name, value in to_plain(manifest).items():
+        if (*inside, name) in (("request",), ("request", "options")):
+            found[name] = _digests(value, *inside, name)
+        elif name not in UNFINGERPRINTED:
+            found[name] = fingerprint(value)[:12]
+    return found
 
 
 def read_parent(folder: Path, manifest: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -207,8 +225,12 @@ def read_parent(folder: Path, manifest: Mapping[str, Any]) -> tuple[Path, dict[s
     path = (folder / entry["path"]).resolve()
     parent = read_manifest(path, entry["kind"])
     if parent["fingerprint"] != entry["sha256"]:
+        named = differing_fields(entry["digests"], _digests(parent)) if "digests" in entry else []
+        # What was asked for is why the rest is another.
+        named = [name for name in named if name.startswith("request.")] or named
+        what = f" in {', '.join(named[:5])}" if named else ""
         raise ArtifactError(
-            f"{folder}: made from an earlier state of {path}, which changed since",
+            f"{folder}: made from an earlier state of {path}, which changed since{what}",
             hint=f"Run `spin {_remake(folder, path, manifest['kind'])} --force` to make it again.",
         )
     return path, parent

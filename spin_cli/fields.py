@@ -43,6 +43,7 @@ def _one_of(kind: type[Enum]) -> Check:
 KINDS: Mapping[str, Check] = {
     "versions": OBJECT,
     "parent": OBJECT, "parent.path": TEXT, "parent.kind": TEXT, "parent.sha256": TEXT,
+    "parent.digests": OBJECT,
     "request": OBJECT, "request.model": OBJECT, "request.data": LIST,
     "request.options": OBJECT, "request.options.data": OBJECT,
     "classes": NAMES, "layers": NAMES, "features": LIST, "counts": OBJECT, "counts.rows": COUNT,

@@ -235,8 +235,45 @@ def test_a_selection_of_activations_that_changed_is_refused(data, whole, tmp_pat
     run = shutil.copytree(whole, tmp_path / "run")
     other = replace(CONFIG, poolings=(Pooling.MEAN,))
     extraction.extract(data, run / "activations", other, force=True)
-    with pytest.raises(ArtifactError, match="changed since"):
+    with pytest.raises(ArtifactError, match=r"changed since in request\.options\.poolings$"):
         training.train(run / "selection", run / "head", TrainConfig(), force=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda m: m["request"]["data"][0].update(sha256="0" * 64), " in request.data"),
+        (lambda m: m["request"]["model"].update(commit="abc"), " in request.model"),
+        (lambda m: m["counts"].update(tokens=1), " in counts"),
+        (lambda m: m["warnings"].append("new"), " in warnings"),
+        (lambda m: m["request"]["options"].update(layers="0-1", storage_dtype="float32"),
+         " in request.options.layers, request.options.storage_dtype"),
+    ],
+)  # fmt: skip
+def test_what_changed_of_a_parent_is_named(whole, tmp_path, spoil, words):
+    run = shutil.copytree(whole, tmp_path / "run")
+    manifest = json.loads((run / "activations/manifest.json").read_text())
+    spoil(manifest)
+    artifacts.write_manifest(run / "activations", "activations", manifest)
+    with pytest.raises(ArtifactError) as caught:
+        artifacts.read_parent(run / "selection", artifacts.read_manifest(run / "selection"))
+    assert caught.value.message.endswith("changed since" + words)
+    # A file that is another is all that can differ where the manifest says the same.
+    (run / "activations/layer_01.h5").write_bytes(b"other")
+    manifest = json.loads((whole / "activations/manifest.json").read_text())
+    artifacts.write_manifest(run / "activations", "activations", manifest)
+    with pytest.raises(ArtifactError, match=r"changed since in files$"):
+        artifacts.read_parent(run / "selection", artifacts.read_manifest(run / "selection"))
+
+
+def test_a_parent_of_a_selection_without_digests_is_refused_all_the_same(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    manifest = json.loads((run / "selection/manifest.json").read_text())
+    del manifest["parent"]["digests"]
+    manifest["parent"]["sha256"] = "0" * 64
+    artifacts.write_manifest(run / "selection", "selection", manifest)
+    with pytest.raises(ArtifactError, match=r"changed since$"):
+        artifacts.read_parent(run / "selection", artifacts.read_manifest(run / "selection"))
 
 
 def test_a_head_with_hidden_units_predicts_what_train_measured(data, whole, tmp_path):
