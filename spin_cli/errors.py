@@ -8,7 +8,8 @@
     ├── ArtifactError     4   an artifact missing, stale, corrupt or in the way
     └── ModelError        5   a model, tokenizer or device that cannot be used
 
-Anything else that escapes is a bug (exit code 1, with its traceback); an interrupt is 130.
+Anything else that escapes is a bug (exit code 1, with its traceback); an interrupt is 130, SIGTERM
+143.
 """
 
 from __future__ import annotations
