@@ -256,6 +256,20 @@ def test_without_a_model_tokens_and_costs_are_left_out_and_the_page_says_so(run,
     assert "film, number" in shown
 
 
+def test_a_model_that_cannot_be_loaded_is_tried_once(run, tmp_path, monkeypatch):
+    load, tries = model.backbone.load, []
+    monkeypatch.setattr(
+        model.backbone, "load", lambda *args, **more: (tries.append(args), load(*args, **more))[1]
+    )
+    config = ReportConfig(model=str(tmp_path / "nowhere"))
+    summary = reports.report(run, tmp_path / "page.html", config)
+    assert len(tries) == 1
+    why = {item["what"]: item["why"] for item in summary["left_out"]}
+    for what in ("compute cost", "trainable parameters", "score against latency"):
+        assert "the model cannot be loaded" in why[what]
+        assert "nowhere" in why[what]
+
+
 def test_changed_texts_are_not_shown(run, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(run.parent / "data", copy)

@@ -191,12 +191,22 @@ class _Work:
         """The most salient ones."""
         return top_neurons(self.run)
 
-    @cached_property
+    @property
     def model(self) -> Backbone:
         """The model; `LeftOut` where it cannot be had."""
+        if isinstance(self._opened, str):
+            raise LeftOut(self._opened)
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> Backbone | str:
+        """The model, or why it cannot be had: to try again for each figure would take as long."""
         if not self.config.use_model:
-            raise LeftOut("no model was to be loaded (--no-model)")
-        return open_model(self.run, self.config.model, self.config.device)
+            return "no model was to be loaded (--no-model)"
+        try:
+            return open_model(self.run, self.config.model, self.config.device)
+        except LeftOut as reason:
+            return str(reason)
 
     @cached_property
     def sizes(self) -> Sizes:
