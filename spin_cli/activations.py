@@ -97,11 +97,6 @@ def from_disk(stored: NDArray[Any], dtype: StorageDtype) -> NDArray[Any]:
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
-def largest(dtype: StorageDtype) -> float:
-    """The largest finite number of a format."""
-    return float(np.finfo(np.float16 if dtype is StorageDtype.FLOAT16 else np.float32).max)
-
-
 # -- writing ---------------------------------------------------------------------------------
 
 

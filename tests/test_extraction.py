@@ -328,6 +328,7 @@ def test_overflow_after_the_trial_is_counted_and_never_stored_as_infinity(
     feature = next(f for f in features_of(manifest) if (f.layer, f.site) == ("layer_02", "ffn"))
     matrix = activations.read_matrix(tmp_path / "a", feature, rows, StorageDtype.FLOAT16)
     assert (matrix[:, 7] == np.float16(65504)).all()
+    assert all(check.ok for check in verify(tmp_path / "a", rows=3))
 
 
 def test_nan_stops_with_row_layer_and_neuron(data, straight):

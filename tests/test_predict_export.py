@@ -19,6 +19,7 @@ from spin_cli.head import load_head
 from spin_cli.prediction import export as exports
 from tests.helpers import ENV, json_lines, sentences
 from tests.test_backbone import TEXTS, save_model
+from tests.test_predict_python import flawed_bert
 from tests.test_predict_tokens import make_head
 
 ALONE = """
@@ -154,3 +155,21 @@ def test_onnx_without_its_packages_says_what_to_install(spin, head, tmp_path, mo
     assert done.code == 2
     assert "pip install" in done.err
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_the_program_holds_what_float16_cannot_as_predict_does(tmp_path, onnx):
+    for package in exports.ONNX_PACKAGES if onnx else ():
+        pytest.importorskip(package)
+    folder = flawed_bert(tmp_path, 2e5)
+    predictor = prediction.open_predictor(folder, PredictConfig())
+    encoded = predictor.encode(TEXTS)
+    assert predictor.gather(encoded).max() > 65_504
+    program = exports.trace_program(predictor)
+    run = program.module()
+    if onnx:
+        exports._save_onnx(program, tmp_path / "model.onnx")
+        run = exports._onnx_runner(tmp_path / "model.onnx")
+    found = np.asarray(run(*exports.pad(predictor, [each.ids for each in encoded])))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, predictor.probabilities(TEXTS), atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,18 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from spin_cli import artifacts, prediction
-from spin_cli.activations import from_disk, to_disk
+from spin_cli import artifacts, backbone, prediction
+from spin_cli.activations import Feature, from_disk, to_disk
 from spin_cli.backbone import read_states
-from spin_cli.choices import Pooling, StorageDtype
-from spin_cli.config import PredictConfig
-from spin_cli.errors import ArtifactError, DataError
+from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.config import ModelConfig, PredictConfig
+from spin_cli.errors import ArtifactError, DataError, ModelError
+from spin_cli.extraction.windows import settle_overflow
+from spin_cli.head import load_head, save_head
 from spin_cli.prediction.reasons import contributions, explain
 from tests.helpers import ENV, json_lines, sentences
+from tests.test_backbone import save_model
+from tests.test_predict_tokens import make_head
 
 TEXTS = [text for text, _ in sentences()[:20]]
 
@@ -226,3 +231,72 @@ def test_neurons_are_rounded_as_they_are_stored(head, dtype):
     values = (rng.normal(size=(50, 40)) * 10.0 ** rng.integers(-7, 4, (50, 40))).astype(np.float32)
     expected = from_disk(to_disk(values, dtype), dtype)
     np.testing.assert_array_equal(predictor.rounded(values), expected.astype(np.float32))
+
+
+def flawed_bert(
+    folder: Path, value: float = 0.0, word: str = "[UNK]", embedded: float = 0.0
+) -> Path:
+    """A head on a BERT of which a neuron that it reads has the bias *value*, and of whose word
+    the embedding is *embedded*."""
+    made = make_head(
+        save_model(folder / "m", "bert"), folder / "head", ["layer_01"], ("a", "b", "c")
+    )
+    model = backbone.load(ModelConfig(str(folder / "m")))
+    neuron = int(load_file(made / "head.safetensors")["neurons.layer_01.ffn.mean"][3])
+    model.model.encoder.layer[0].intermediate.dense.bias.data[neuron] = value
+    token = model.tokenizer.convert_tokens_to_ids(word)
+    model.model.embeddings.word_embeddings.weight.data[token] = embedded
+    model.model.save_pretrained(folder / "m")
+    head = load_head(made)
+    identity = backbone.identify(ModelConfig(str(folder / "m")))[1]
+    save_head(made, replace(head, storage_dtype=StorageDtype.FLOAT16, model=identity))
+    (made / artifacts.MANIFEST).unlink()
+    artifacts.write_manifest(made, "head", {})
+    return made
+
+
+def test_what_float16_cannot_hold_is_what_extract_makes_of_it(head):
+    predictor = prediction.open_predictor(head, PredictConfig())
+    float16 = replace(predictor.head, storage_dtype=StorageDtype.FLOAT16)
+    predictor = replace(predictor, head=float16)
+    large = [65_503.0, 65_519.0, 65_521.0, 70_000.0, 3e38, np.inf]
+    values = np.array([[*large, *(-value for value in large)]], np.float32)
+    stored = to_disk(values, StorageDtype.FLOAT16)
+    feature = Feature("layer_01", Site.FFN, Pooling.MEAN, values.shape[1])
+    settle_overflow(stored, feature, 0, StorageDtype.FLOAT16, "float32")
+    assert np.abs(stored).max() == 65_504
+    np.testing.assert_array_equal(predictor.rounded(values), stored.astype(np.float32))
+
+
+def test_a_text_whose_neuron_overflows_float16_has_probabilities(spin, tmp_path):
+    folder = flawed_bert(tmp_path, 2e5)
+    done = spin("predict", folder, "-", stdin=b"a great film\nno")
+    assert done.code == 0, done.err
+    predictor = prediction.open_predictor(folder, PredictConfig())
+    values = predictor.gather(predictor.encode(["a great film", "no"]))
+    assert values.max() > 65_504
+    held = np.clip(values, -65_504, 65_504).astype(np.float16).astype(np.float64)
+    logits = held @ predictor.head.weight.T.astype(np.float64) + predictor.head.bias
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    expected = powers / powers.sum(1, keepdims=True)
+    found = [list(record["probs"].values()) for record in json_lines(done.out)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [(), ("--check-exit", "2")])
+def test_nan_from_the_model_is_an_error_and_no_answer(spin, tmp_path, options):
+    folder = flawed_bert(tmp_path, word="again", embedded=np.nan)
+    done = spin("predict", folder, "-", *options, stdin=b"good\nthen again")
+    assert done.code == 5
+    assert not done.out
+    place = "" if options else "<stdin>, line 2: "
+    assert re.search(rf"error: {place}layer_01 ffn mean neuron \d+ is nan, computed in", done.err)
+
+
+def test_infinity_computed_in_float16_is_an_error(head):
+    predictor = prediction.open_predictor(head, PredictConfig())
+    predictor = replace(predictor, model=replace(predictor.model, dtype=torch.float16))
+    values = np.zeros((3, predictor.head.neurons), np.float32)
+    values[2, 1] = np.inf
+    with pytest.raises(ModelError, match=r"^third: .* is inf, computed in float16"):
+        predictor.rounded(values, ["first", "second", "third"])

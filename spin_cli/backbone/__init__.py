@@ -1,14 +1,21 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
 from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refuse_parts
-from spin_cli.backbone.gathering import STORED, Later, MemoryWarning, at_once, gather
+from spin_cli.backbone.gathering import (
+    FLOAT16_MAX,
+    Later,
+    MemoryWarning,
+    as_stored,
+    at_once,
+    gather,
+)
 from spin_cli.backbone.layout import Layout, Stack, summarise
 from spin_cli.backbone.loading import Backbone, identify, load
 from spin_cli.backbone.placing import choose_device
 from spin_cli.backbone.reading import Wanted, read, read_states, run_states
 
 __all__ = [
-    "STORED",
+    "FLOAT16_MAX",
     "Backbone",
     "Encoded",
     "Later",
@@ -17,6 +24,7 @@ __all__ = [
     "Part",
     "Stack",
     "Wanted",
+    "as_stored",
     "at_once",
     "choose_device",
     "encode",

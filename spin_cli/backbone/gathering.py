@@ -35,6 +35,19 @@ STORED = {
     StorageDtype.FLOAT32: torch.float32,
 }
 """torch's name for each storage format; numpy, too, rounds to nearest, ties to even."""
+FLOAT16_MAX = torch.finfo(torch.float16).max
+"""What is stored in float16 of a number that it cannot hold."""
+
+
+def as_stored(vectors: torch.Tensor, dtype: StorageDtype) -> torch.Tensor:
+    """float32 vectors in a format of the disk, as they are once `extract` has stored them.
+
+    Numbers that float16 cannot hold become its largest; NaN remains, and so do the infinities of
+    the other formats: `extract` refuses these.
+    """
+    if dtype is StorageDtype.FLOAT16:
+        vectors = vectors.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+    return vectors.to(STORED[dtype])
 
 
 def at_once(task: Task) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from spin_cli import activations, artifacts, backbone, heap
 from spin_cli.activations import Feature
-from spin_cli.backbone import Backbone
+from spin_cli.backbone import FLOAT16_MAX, Backbone
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import ExtractConfig, ModelConfig
 from spin_cli.dataset import Dataset, Row, hash_sources, scan
@@ -29,7 +29,6 @@ MAX_WINDOW_ROWS = 8192
 SAMPLE_ROWS = 512
 TRIAL_TOKENS = 512
 """Tokens of real text that are read before the run, to see how large the activations are."""
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 HEADROOM = 2.0
 """Activations in the trial may reach this part of float16's largest number, no more."""
 

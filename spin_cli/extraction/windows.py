@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spin_cli import activations, backbone
 from spin_cli.activations import Feature
-from spin_cli.backbone import Backbone, Encoded
+from spin_cli.backbone import FLOAT16_MAX, Backbone, Encoded
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.errors import ModelError
 
@@ -132,7 +132,7 @@ def settle_overflow(
             return 0
         flawed = ~np.isfinite(block)
         if compute != "float16" and not np.isnan(block).any():
-            np.clip(block, np.finfo(np.float16).min, np.finfo(np.float16).max, out=block)
+            np.clip(block, -FLOAT16_MAX, FLOAT16_MAX, out=block)
             return int(flawed.sum())
     else:
         flawed = ~np.isfinite(activations.from_disk(block, dtype))

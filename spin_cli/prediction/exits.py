@@ -30,13 +30,14 @@ def check_exit(
     Raises
     ------
     ModelError
-        A neuron differs by more than rounding; its layer, site and pooling are named.
+        A neuron differs by more than rounding, or is NaN; its layer, site and pooling are named.
     """
     if not texts:
         return 0.0
     whole = open_predictor(folder, config, whole=True)
     encoded = predictor.encode(texts)
     found, expected = predictor.gather(encoded), whole.gather(encoded)
+    predictor.rounded(found)  # a model that gives NaN is refused as such
     allowed = SHARE.get(predictor.model.dtype, HALF_SHARE)
     worst = 0.0
     for (layer, site, pooling), place in predictor.places.items():

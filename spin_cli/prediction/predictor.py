@@ -16,7 +16,7 @@ from spin_cli.backbone import Backbone, Encoded
 from spin_cli.backbone.partial import depth_for, narrow
 from spin_cli.choices import Dtype, Pooling, Site
 from spin_cli.config import ModelConfig, PredictConfig, from_plain
-from spin_cli.errors import ArtifactError, UsageError
+from spin_cli.errors import ArtifactError, ModelError, UsageError
 from spin_cli.head import Head, HeadFeature, load_head
 
 
@@ -86,19 +86,50 @@ class Predictor:
         backbone.gather(self.model, encoded, self.wanted, store)
         return values
 
-    def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Neurons rounded as those were that the head was trained on."""
-        stored = torch.from_numpy(values).to(backbone.STORED[self.head.storage_dtype])
-        return np.asarray(stored.float().numpy())
+    def rounded(
+        self, values: NDArray[np.float32], places: Sequence[str] = ()
+    ) -> NDArray[np.float32]:
+        """Neurons (n, neurons) rounded as those were that the head was trained on.
 
-    def features(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        *places* say where each text stands, for the message.
+
+        Raises
+        ------
+        ModelError
+            NaN, or an infinity that the number format on the disk is not to blame for: no answer
+            could be made of it.
+        """
+        stored = backbone.as_stored(torch.from_numpy(values), self.head.storage_dtype)
+        found = np.asarray(stored.float().numpy())
+        sound = np.isfinite(values if self.model.dtype is torch.float16 else found)
+        if not sound.all():
+            row, column = np.argwhere(~sound)[0].tolist()
+            raise self._flaw(column, values[row, column], places[row] if places else None)
+        return found
+
+    def _flaw(self, column: int, value: np.float32, place: str | None) -> ModelError:
+        feature, neuron = [(f, j) for f in self.head.features for j in f.neurons][column]
+        where = "" if place is None else f"{place}: "
+        compute = str(self.model.dtype).removeprefix("torch.")
+        return ModelError(
+            f"{where}{feature.layer} {feature.site.value} {feature.pooling.value} neuron {neuron}"
+            f" is {value}, computed in {compute}",
+            "Try --dtype float32 or bfloat16; a model that gives NaN in float32 is damaged.",
+        )
+
+    def features(
+        self, texts: Sequence[str], places: Sequence[str] = ()
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The head's rounded neurons (n, neurons) for each text, and which texts were cut."""
-        encoded = self.encode(texts)
-        return self.rounded(self.gather(encoded)), np.array([e.truncated for e in encoded], bool)
+        encoded = self.encode(texts, places)
+        values = self.rounded(self.gather(encoded), places)
+        return values, np.array([e.truncated for e in encoded], bool)
 
-    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+    def probabilities(
+        self, texts: Sequence[str], places: Sequence[str] = ()
+    ) -> NDArray[np.float64]:
         """Class probabilities (n, n_classes) of *texts*."""
-        return self.classify(self.features(texts)[0])
+        return self.classify(self.features(texts, places)[0])
 
     def classify(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Class probabilities (n, n_classes) of gathered neurons (n, neurons)."""

@@ -21,7 +21,13 @@ from spin_cli.config import PredictConfig
 from spin_cli.dataset import BadRow, Row
 from spin_cli.errors import DataError, ModelError, UsageError
 from spin_cli.prediction.predictor import Predictor
-from spin_cli.prediction.stream import encode_rows, fixed_windows, live_windows, stopped_by
+from spin_cli.prediction.stream import (
+    encode_rows,
+    fixed_windows,
+    live_windows,
+    read_places,
+    stopped_by,
+)
 
 MOST_VALUES = 2**26
 """Values (tokens times neurons) that are held at a time."""
@@ -76,14 +82,16 @@ def running(states: torch.Tensor, pooling: Pooling) -> torch.Tensor:
 
 
 def prefix_probabilities(
-    predictor: Predictor, encoded: Sequence[Encoded]
+    predictor: Predictor, encoded: Sequence[Encoded], places: Sequence[str] = ()
 ) -> list[NDArray[np.float64]]:
     """Class probabilities (T, n_classes) after each token of each text.
+
+    *places* say where each text stands, for the message.
 
     Raises
     ------
     ModelError
-        The model is not causal: a later token would change what came before.
+        The model is not causal: a later token would change what came before. Or it gives NaN.
     """
     if not predictor.model.layout.causal:
         raise ModelError(
@@ -112,7 +120,8 @@ def prefix_probabilities(
         ids = [encoded[row].ids for row in batch]
         backbone.read_states(predictor.model, ids, predictor.wanted, take)
         for row, kept in zip(batch, values, strict=True):
-            found[row] = predictor.classify(predictor.rounded(kept))
+            place = [places[row]] * len(kept) if places else ()
+            found[row] = predictor.classify(predictor.rounded(kept, place))
     return found
 
 
@@ -140,7 +149,7 @@ def trace(
     DataError
         For a bad row, unless it is to be skipped.
     ModelError
-        The model is not causal.
+        The model is not causal, or gives NaN.
     UsageError
         There is no such class to watch.
     """
@@ -154,7 +163,8 @@ def trace(
     for window in live_windows(items) if live else fixed_windows(items):
         encoded = encode_rows(predictor, window)
         texts = [each for each in encoded if isinstance(each, Encoded)]
-        probs = iter(prefix_probabilities(predictor, texts))
+        places = read_places(window, encoded)
+        probs = iter(prefix_probabilities(predictor, texts, places))
         traces: list[Trace] = []
         for item, each in zip(window, encoded, strict=True):
             empty = Trace(item.id, item.line, predictor.head.classes[watched], limit)

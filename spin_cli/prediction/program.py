@@ -59,7 +59,7 @@ class Program(nn.Module):
         wanted = predictor.wanted
         backbone.run_states(predictor.model, input_ids, attention_mask, wanted, take, early=False)
         x = torch.cat([pooled[number] for number in range(len(numbers))], 1)
-        x = x.to(backbone.STORED[predictor.head.storage_dtype]).double()
+        x = backbone.as_stored(x, predictor.head.storage_dtype).double()
         if predictor.head.hidden is not None:
             hidden = x @ self.get_buffer("hidden_weight").T + self.get_buffer("hidden_bias")
             x = torch.relu(hidden)

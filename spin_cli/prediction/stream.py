@@ -99,6 +99,8 @@ def predict(
     ------
     DataError
         For a bad row, unless it is to be skipped; the rows before it were handed on.
+    ModelError
+        The model gives NaN for a row, which is named.
     """
     config = config or PredictConfig()
     total = 0
@@ -187,6 +189,14 @@ def encode_rows(predictor: Predictor, window: Sequence[Row | BadRow]) -> list[En
     return [next(found) if isinstance(item, Row) else item.error for item in window]
 
 
+def read_places(
+    window: Sequence[Row | BadRow], encoded: Sequence[Encoded | DataError]
+) -> list[str]:
+    """Where each row stands that `encode_rows` found nothing wrong with."""
+    pairs = zip(window, encoded, strict=True)
+    return [item.place for item, ids in pairs if isinstance(item, Row) and isinstance(ids, Encoded)]
+
+
 def _encode_one(predictor: Predictor, row: Row) -> Encoded | DataError:
     try:
         return predictor.encode([row.text], [row.place])[0]
@@ -201,7 +211,7 @@ def _classify(
     config: PredictConfig,
 ) -> list[Prediction]:
     texts = [item for item in encoded if isinstance(item, Encoded)]
-    values = predictor.rounded(predictor.gather(texts))
+    values = predictor.rounded(predictor.gather(texts), read_places(window, encoded))
     probs = predictor.classify(values)
     labels = predictor.decide(probs)
     sure = predictor.head.certainty(probs)

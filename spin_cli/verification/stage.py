@@ -239,13 +239,12 @@ def _farthest(
         layer: str, site: Site, pooling: Pooling, rows: Sequence[int], vectors: NDArray[Any]
     ) -> None:
         old = stored[layer, site, pooling][rows]
-        new = activations.from_disk(vectors, dtype).astype(np.float32)
-        new = np.clip(new, -activations.largest(dtype), activations.largest(dtype))
+        new = backbone.as_stored(torch.from_numpy(vectors), dtype).float().numpy()
         lengths = np.maximum(np.linalg.norm(old, axis=1), 1e-6)
         apart = np.linalg.norm(new - old, axis=1) / lengths
         worst = int(apart.argmax())
         found.append((float(apart[worst]), chosen[rows[worst]], by_key[layer, site, pooling]))
 
     with torch.inference_mode():
-        backbone.gather(model, backbone.encode(model, texts), wanted, compare, dtype=dtype)
+        backbone.gather(model, backbone.encode(model, texts), wanted, compare)
     return max(found, key=lambda item: item[0])
