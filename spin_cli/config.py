@@ -209,6 +209,10 @@ class PredictConfig:
     """The same for its adapter."""
     device_map: str | None = None
     """``auto``: spread over all GPUs, main memory and disk."""
+    trust_remote_code: bool = False
+    """Run code that the model brings; this and the next are never taken from the head."""
+    allow_pickle: bool = False
+    """Load pickled weights too."""
     dtype: Dtype = Dtype.AUTO
     device: str = "auto"
     batch_tokens: int | None = None
@@ -262,6 +266,24 @@ class ReportConfig:
     model: str | None = None
     """Where the model lies now, if not where the manifest says; its hash has to agree."""
     device: str = "auto"
+    trust_remote_code: bool = False
+    """As in `PredictConfig`."""
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Options of ``spin verify``."""
+
+    rows: int = 8
+    """Random rows of activations to recompute through the model; 0: nothing is recomputed, and no
+    model is loaded."""
+    seed: int = 0
+    model: str | None = None
+    """Where the model lies now, if not where the manifest says."""
+    trust_remote_code: bool = False
+    """As in `PredictConfig`."""
+    allow_pickle: bool = False
 
 
 def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:

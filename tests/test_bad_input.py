@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spin_cli import artifacts, backbone, prediction
+from spin_cli import Classifier, artifacts, backbone, prediction, reports
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, ModelError
+from spin_cli.reports.model import open_model
+from spin_cli.reports.sources import LeftOut, read_run
 from tests.helpers import MODEL, Result, sentences, write_csv, write_data
 
 LABELS = ("text", "label")
@@ -625,3 +627,32 @@ def test_a_head_cannot_ask_for_foreign_code_or_pickle(run_copy, monkeypatch):
         prediction.open_predictor(path.parent, PredictConfig())
     assert not asked[0].trust_remote_code
     assert not asked[0].allow_pickle
+
+
+TRUST = ("trust_remote_code", "allow_pickle")
+
+
+@pytest.mark.parametrize("given", [(), TRUST[:1], TRUST[1:], TRUST])
+def test_whoever_runs_a_command_decides_about_foreign_code_and_pickle(
+    spin, run_copy, monkeypatch, given
+):
+    asked = []
+
+    def look(options, *, depth=None):
+        asked.append(tuple(name for name in TRUST if getattr(options, name)))
+        raise ModelError("enough")
+
+    monkeypatch.setattr(backbone, "load", look)
+    options = [f"--{name.replace('_', '-')}" for name in given]
+    head = run_copy / "head"
+    assert spin("predict", head, "-", *options, stdin=b"a film").code == 5
+    assert spin("export", head, run_copy / "out", "--format", "pt2", *options).code == 5
+    spin("verify", run_copy / "activations", *options)
+    monkeypatch.setattr(
+        reports, "report", lambda run, _, config, **_more: open_model(read_run(run), config)
+    )
+    with pytest.raises(LeftOut, match="enough"):
+        spin("report", run_copy, *options)
+    with pytest.raises(ModelError, match="enough"):
+        Classifier.load(head, **dict.fromkeys(given, True))
+    assert asked == [given] * 5

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from spin_cli import artifacts, backbone, prediction
+from spin_cli import Classifier, artifacts, backbone, prediction
 from spin_cli.activations import Feature, from_disk, to_disk
 from spin_cli.backbone import read_states
 from spin_cli.choices import Pooling, Site, StorageDtype
@@ -26,15 +26,14 @@ from spin_cli.extraction.windows import settle_overflow
 from spin_cli.head import load_head, save_head
 from spin_cli.prediction.reasons import contributions, explain
 from tests.helpers import ENV, json_lines, sentences
-from tests.test_backbone import save_model
+from tests.test_backbone import MODELS, save_model
+from tests.test_loading import KINDS, save_adapter
 from tests.test_predict_tokens import make_head
 
 TEXTS = [text for text, _ in sentences()[:20]]
 
 
 def test_threads_may_share_a_classifier(head):
-    from spin_cli import Classifier
-
     clf = Classifier.load(head)
     parts = [TEXTS[start:] for start in range(4)]
     expected = [clf.predict_proba(part) for part in parts]
@@ -69,8 +68,6 @@ def three_classes(head: Path, folder: Path) -> Path:
 
 
 def test_the_classifier_answers_as_the_command_line(spin, head):
-    from spin_cli import Classifier
-
     clf = Classifier.load(head)
     found = json_lines(spin("predict", head, "-", stdin="\n".join(TEXTS).encode()).out)
     assert clf.classes_.tolist() == ["bad", "good"]
@@ -88,8 +85,6 @@ def test_the_classifier_keeps_scikit_learns_rules(head):
     from sklearn.metrics import get_scorer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
-
-    from spin_cli import Classifier
 
     clf = Classifier(head, device="cpu")
     with pytest.raises(NotFittedError):
@@ -247,12 +242,16 @@ def flawed_bert(
     token = model.tokenizer.convert_tokens_to_ids(word)
     model.model.embeddings.word_embeddings.weight.data[token] = embedded
     model.model.save_pretrained(folder / "m")
-    head = load_head(made)
     identity = backbone.identify(ModelConfig(str(folder / "m")))[1]
-    save_head(made, replace(head, storage_dtype=StorageDtype.FLOAT16, model=identity))
-    (made / artifacts.MANIFEST).unlink()
-    artifacts.write_manifest(made, "head", {})
-    return made
+    return rewrite_head(made, storage_dtype=StorageDtype.FLOAT16, model=identity)
+
+
+def rewrite_head(folder: Path, **changes) -> Path:
+    """Change fields of a head that was made by `make_head`."""
+    save_head(folder, replace(load_head(folder), **changes))
+    (folder / artifacts.MANIFEST).unlink()
+    artifacts.write_manifest(folder, "head", {})
+    return folder
 
 
 def test_what_float16_cannot_hold_is_what_extract_makes_of_it(head):
@@ -300,3 +299,49 @@ def test_infinity_computed_in_float16_is_an_error(head):
     values[2, 1] = np.inf
     with pytest.raises(ModelError, match=r"^third: .* is inf, computed in float16"):
         predictor.rounded(values, ["first", "second", "third"])
+
+
+def test_a_head_of_a_pickled_model_predicts_where_that_is_allowed(spin, tmp_path):
+    folder = save_model(tmp_path / "m", "bert")
+    head = make_head(folder, tmp_path / "head", ["layer_01"])
+    expected = spin("predict", head, "-", stdin=b"the film was good")
+    weights = MODELS["bert"][0].from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    identity = backbone.identify(ModelConfig(str(folder), allow_pickle=True))[1]
+    rewrite_head(head, model=identity)
+    refused = spin("predict", head, "-", stdin=b"the film was good")
+    assert refused.code == 5
+    assert "Give --allow-pickle" in refused.err
+    done = spin("predict", head, "-", "--allow-pickle", stdin=b"the film was good")
+    assert done.code == 0, done.err
+    assert done.out == expected.out
+
+
+def test_a_classifier_is_told_where_its_adapter_lies_now(tmp_path):
+    folder = save_model(tmp_path / "m", "llama")
+    adapter = save_adapter(tmp_path / "adapter", "llama", KINDS["lora"](["q_proj"]), bare=True)
+    made = make_head(folder, tmp_path / "head", ["layer_01"])
+    options = ModelConfig(str(folder), adapter=str(adapter))
+    identity = backbone.identify(options)[1]
+    rewrite_head(made, model=identity, reading=artifacts.to_plain(options))
+    expected = Classifier.load(made).predict_proba(["a film"])
+    moved = adapter.rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match="adapter"):
+        Classifier.load(made)
+    np.testing.assert_array_equal(
+        Classifier.load(made, adapter=moved).predict_proba(["a film"]), expected
+    )
+
+
+def test_a_classifier_hands_on_where_the_model_is_to_lie(head, monkeypatch):
+    asked = []
+
+    def look(options, *, depth=None):
+        asked.append(options)
+        raise ModelError("enough")
+
+    monkeypatch.setattr(backbone, "load", look)
+    with pytest.raises(ModelError, match="enough"):
+        Classifier.load(head, device_map="auto")
+    assert asked[0].device_map == "auto"

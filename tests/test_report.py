@@ -190,7 +190,7 @@ def test_numbers_of_the_costs_are_those_of_the_model(run):
     from spin_cli.reports import costs
 
     found = sources.read_run(run)
-    loaded = model.open_model(found, None, "cpu")
+    loaded = model.open_model(found, ReportConfig(device="cpu"))
     sizes = model.count_parameters(loaded)
     layers = loaded.model.encoder.layer
     assert isinstance(loaded.model, transformers.BertModel)
@@ -229,7 +229,7 @@ def test_top_neurons_are_those_that_move_the_logit_most(run):
 def test_the_texts_of_a_neuron_are_its_largest_and_their_tokens_pool_to_its_value(run):
     found = sources.read_run(run)
     neuron = neurons.top_neurons(found, 1)[0]
-    loaded = model.open_model(found, None, "cpu")
+    loaded = model.open_model(found, ReportConfig(device="cpu"))
     ((_, listed),) = neurons.find_examples(found, [neuron], loaded)
     assert [e.value for e in listed] == sorted(neuron.values.tolist(), reverse=True)[: len(listed)]
     ids = found.samples.ids.tolist()

@@ -30,6 +30,8 @@ def export(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Where the model lies now, if elsewhere.")
     ] = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
     force: o.Force = False,
     json: o.Json = False,
 ) -> None:
@@ -48,14 +50,13 @@ def export(
     if check is not None:
         texts = [row.text for row in read_rows(check)]
     say(f"export: {head}")
-    found = exports.export(
-        head,
-        output,
-        PredictConfig(model=model, device="cpu"),
-        formats=formats,
-        texts=texts,
-        force=force,
+    config = PredictConfig(
+        model=model,
+        device="cpu",
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )
+    found = exports.export(head, output, config, formats=formats, texts=texts, force=force)
     if json:
         print_json({"stage": "export", "output": output, "files": found})
         return

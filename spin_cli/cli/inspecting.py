@@ -69,6 +69,8 @@ def verify(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Where the model lies now.")
     ] = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
     json: o.Json = False,
 ) -> None:
     """Check that an artifact is still what was written.
@@ -83,7 +85,10 @@ def verify(
     """
     from spin_cli.verification import verify as check
 
-    checks = check(artifact, rows=rows, seed=seed, model=model)
+    checks = check(
+        artifact, rows=rows, seed=seed, model=model,
+        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+    )  # fmt: skip
     failed = [item for item in checks if item.ok is False]
     if json:
         print_json({"artifact": artifact, "ok": not failed, "checks": checks})

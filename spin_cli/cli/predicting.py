@@ -153,6 +153,8 @@ def predict(
     device: o.Device = "auto",
     device_map: o.DeviceMap = None,
     batch_tokens: o.BatchTokens = None,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
     force: o.Force = False,
     json: o.Json = False,
 ) -> None:
@@ -167,6 +169,7 @@ def predict(
         text_column=text_column, label_column=label_column, id_column=id_column, format=format,
         output_format=output_format, model=model, dtype=dtype, device=device,
         adapter=None if adapter is None else str(adapter), device_map=read_map(device_map),
+        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         batch_tokens=batch_tokens, evaluate=evaluate, label_separator=label_separator,
         output=output, keep_columns=keep_columns,
         on_error=on_error, threshold=threshold, top=top,

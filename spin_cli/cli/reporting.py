@@ -37,6 +37,8 @@ def report(
         str | None, typer.Option("--model", "-m", help="Where the model lies now, if elsewhere.")
     ] = None,
     device: o.Device = "auto",
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
     force: o.Force = False,
     json: o.Json = False,
 ) -> None:  # fmt: skip
@@ -49,11 +51,9 @@ def report(
     from spin_cli import reports
 
     say(f"report: {run}")
+    config = ReportConfig(figures, use_model, model, device, trust_remote_code, allow_pickle)
     with progress_bar("report") as progress:
-        done = reports.report(
-            run, output, ReportConfig(figures, use_model, model, device),
-            force=force, progress=progress,
-        )  # fmt: skip
+        done = reports.report(run, output, config, force=force, progress=progress)
     if json:
         print_json({"stage": "report", "output": output, **done})
         return

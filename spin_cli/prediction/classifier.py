@@ -28,10 +28,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         Folder of ``spin train``.
     model : str, optional
         Where the model lies now, if elsewhere.
+    adapter : str or Path, optional
+        The same for its adapter.
     dtype, device : str
         As the options of the command line.
+    device_map : str, optional
+        ``auto``: spread the model over all GPUs, main memory and disk.
     batch_tokens : int, optional
         Tokens in a batch.
+    trust_remote_code, allow_pickle : bool
+        Run code that the model brings; load pickled weights too. Never taken from the head.
 
     Attributes
     ----------
@@ -53,15 +59,23 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         head: str | Path,
         *,
         model: str | None = None,
+        adapter: str | Path | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        device_map: str | None = None,
         batch_tokens: int | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
     ) -> None:
         self.head = head
         self.model = model
+        self.adapter = adapter
         self.dtype = dtype
         self.device = device
+        self.device_map = device_map
         self.batch_tokens = batch_tokens
+        self.trust_remote_code = trust_remote_code
+        self.allow_pickle = allow_pickle
 
     @classmethod
     def load(cls, head: str | Path, **options: Any) -> Classifier:
@@ -80,9 +94,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         """Load head and model. Nothing is learned: a head is trained by ``spin train``."""
         config = PredictConfig(
             model=self.model,
+            adapter=None if self.adapter is None else str(self.adapter),
             dtype=Dtype(self.dtype),
             device=self.device,
+            device_map=self.device_map,
             batch_tokens=self.batch_tokens,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
         )
         self.predictor_: Predictor = open_predictor(Path(self.head), config)
         self.classes_ = np.array(self.predictor_.head.classes)

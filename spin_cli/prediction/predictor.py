@@ -213,7 +213,7 @@ def _narrow(head: Head, model: Backbone) -> NDArray[np.int32] | None:
 def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConfig:
     """How the model has to be read: as it was for the head, but for place, device and number type.
 
-    What loads foreign code or pickle is never taken from a head.
+    Whether foreign code or pickle may be loaded is never taken from a head.
     """
     if not head.reads_text:
         raise ArtifactError(
@@ -224,7 +224,6 @@ def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConf
         options = from_plain(ModelConfig, head.reading)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{folder}: not a valid head (reading: {error})") from error
-    options = replace(options, trust_remote_code=False, allow_pickle=False)
     if config.model is not None:
         options = replace(options, model=str(config.model))
     if config.adapter is not None:
@@ -235,6 +234,8 @@ def _model_options(folder: Path, head: Head, config: PredictConfig) -> ModelConf
         options,
         device=config.device,
         device_map=config.device_map,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
         batch_tokens=config.batch_tokens,
     )
 

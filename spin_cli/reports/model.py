@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, backbone
 from spin_cli.backbone import Backbone
 from spin_cli.choices import Site
-from spin_cli.config import ModelConfig, from_plain
+from spin_cli.config import ModelConfig, ReportConfig, from_plain
 from spin_cli.errors import SpinError
 from spin_cli.reports.sources import LeftOut, Run
 
@@ -59,8 +59,10 @@ class Speed:
     device: str
 
 
-def open_model(run: Run, model: str | None, device: str) -> Backbone:
+def open_model(run: Run, config: ReportConfig) -> Backbone:
     """Load the model that the activations were read from.
+
+    Whether foreign code or pickle may be loaded is never taken from a manifest.
 
     Raises
     ------
@@ -70,10 +72,9 @@ def open_model(run: Run, model: str | None, device: str) -> Backbone:
     request = run.activations().manifest["request"]
     try:
         options = from_plain(ModelConfig, request["options"]["model"])
-        # What runs foreign code or unpickles is never taken from a manifest.
         options = replace(
-            options, model=model or options.model, device=device,
-            trust_remote_code=False, allow_pickle=False,
+            options, model=config.model or options.model, device=config.device,
+            trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle,
         )  # fmt: skip
         loaded = backbone.load(options)
     except SpinError as error:

@@ -204,7 +204,7 @@ class _Work:
         if not self.config.use_model:
             return "no model was to be loaded (--no-model)"
         try:
-            return open_model(self.run, self.config.model, self.config.device)
+            return open_model(self.run, self.config)
         except LeftOut as reason:
             return str(reason)
 

@@ -21,7 +21,7 @@ from spin_cli import activations, artifacts, atomic, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
 from spin_cli.choices import Bits, Pooling, Site, StorageDtype
-from spin_cli.config import DataConfig, ModelConfig, from_plain
+from spin_cli.config import DataConfig, ModelConfig, VerifyConfig, from_plain
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
 from spin_cli.head import load_head
@@ -33,20 +33,20 @@ TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 format (of computing or of the disk, the coarser one). Batches of another shape round otherwise."""
 
 
-def verify(folder: Path, *, rows: int = 8, seed: int = 0, model: str | None = None) -> list[Check]:
+def verify(folder: Path, **options: Any) -> list[Check]:
     """Check an artifact folder, every artifact in a run folder, or one file of an artifact.
 
     Parameters
     ----------
-    rows : random rows of activations to recompute through the model; 0: nothing is recomputed,
-        and no model is loaded
-    model : where the model lies now, if not where the manifest says
+    folder : Path
+    options : as in `VerifyConfig`
 
     Raises
     ------
     ArtifactError
         There is no artifact to check.
     """
+    config = VerifyConfig(**options)
     if folder.is_file():
         return [_check_file(folder)]
     inside = [folder / name for name in artifacts.STAGE_OF if (folder / name).is_dir()]
@@ -54,14 +54,14 @@ def verify(folder: Path, *, rows: int = 8, seed: int = 0, model: str | None = No
         return [
             replace(check, what=f"{part.name}: {check.what}")
             for part in inside
-            for check in verify(part, rows=rows, seed=seed, model=model)
+            for check in verify(part, **options)
         ]
     if not (folder / artifacts.MANIFEST).is_file():
         artifacts.read_manifest(folder)  # says what is missing
     checks = list(_check_files(folder))
     if all(check.ok for check in checks):
         manifest = artifacts.read_manifest(folder)
-        checks += _check_content(folder, manifest, rows, seed, model)
+        checks += _check_content(folder, manifest, config)
     return checks
 
 
@@ -131,19 +131,17 @@ def _check_sum(folder: Path, name: str, entry: Any) -> str:
     return f"{entry['bytes']:,} bytes, SHA-256 agrees"
 
 
-def _check_content(
-    folder: Path, manifest: dict[str, Any], rows: int, seed: int, model: str | None
-) -> Iterator[Check]:
+def _check_content(folder: Path, manifest: dict[str, Any], config: VerifyConfig) -> Iterator[Check]:
     kind = manifest["kind"]
     if kind == "activations":
         features = activations.features_of(manifest)
         yield _attempt("matrices", lambda: _check_shapes(folder, manifest, features))
-        if rows:
-            yield _recompute(folder, manifest, features, rows, seed, model)
+        if config.rows:
+            yield _recompute(folder, manifest, features, config)
     if kind == "head":
         yield _attempt("head", lambda: f"{load_head(folder).neurons:,} neurons, all in range")
-    if kind in ("selection", "head") and rows:
-        yield recompute(folder, manifest, seed)
+    if kind in ("selection", "head") and config.rows:
+        yield recompute(folder, manifest, config.seed)
     if "parent" in manifest:
         try:
             path, _ = artifacts.read_parent(folder, manifest)
@@ -165,27 +163,25 @@ def _check_shapes(folder: Path, manifest: dict[str, Any], features: Sequence[Fea
 
 
 def _recompute(
-    folder: Path,
-    manifest: dict[str, Any],
-    features: Sequence[Feature],
-    rows: int,
-    seed: int,
-    model: str | None,
+    folder: Path, manifest: dict[str, Any], features: Sequence[Feature], config: VerifyConfig
 ) -> Check:
-    """Read some texts again and compare."""
+    """Read some texts again and compare.
+
+    Whether foreign code or pickle may be loaded is never taken from a manifest.
+    """
     what = "recomputed rows"
     try:
         options = from_plain(ModelConfig, manifest["request"]["options"]["model"])
         data = from_plain(DataConfig, manifest["request"]["options"]["data"])
         count = manifest["counts"]["rows"]
-        chosen = sorted(random.Random(seed).sample(range(count), min(rows, count)))
+        chosen = sorted(random.Random(config.seed).sample(range(count), min(config.rows, count)))
         texts = _pick(reread(manifest["request"]["data"], data, folder), chosen)
         if options.bits is Bits.EIGHT:
             return Check(what, None, "read with 8 bits, where a text's vectors depend on its batch")
-        # What runs foreign code or unpickles is never taken from a manifest.
         options = replace(
-            options, model=model or options.model, trust_remote_code=False, allow_pickle=False
-        )
+            options, model=config.model or options.model,
+            trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle,
+        )  # fmt: skip
         loaded = backbone.load(options)
     except (KeyError, TypeError, ValueError) as error:
         return Check(what, False, f"the manifest's request is not valid: {error}")
