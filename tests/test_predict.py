@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,18 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spin_cli import prediction
+from spin_cli import Classifier, metrics, prediction
 from spin_cli.choices import OnError
 from spin_cli.config import PredictConfig
 from spin_cli.errors import DataError
+from spin_cli.head import load_head
 from spin_cli.prediction import sharing
 from spin_cli.ranks import Ranks
 from tests.helpers import ENV, PATIENCE, SPIN, json_lines, sentences, write_csv
+from tests.test_predict_python import rewrite_head
 
 
 def many(count: int) -> list[str]:
@@ -257,9 +261,48 @@ def test_evaluation_tells_intervals_confusion_and_reliability(spin, head, labell
     assert sum(b["rows"] for b in bins) == 40 == sum(map(sum, scores["confusion"]))
     right = sum(b["accuracy"] * b["rows"] for b in bins)
     assert right == pytest.approx(scores["accuracy"] * 40)
-    assert 0 <= scores["reliability"]["ece"] <= 1
-    shown = spin(*args).out
+    assert 0 <= scores["ece"] <= 1
+    assert list(scores["reliability"]) == ["bins"]  # no second calibration error
+    shown = " ".join(spin(*args).out.split())
+    assert f"calibration error {scores['ece']:.4f}" in shown
     assert all(word in shown for word in ("Confusion", "Reliability", "bootstrap"))
+
+
+def test_scores_are_those_of_the_exact_probabilities(spin, head, labelled, tmp_path):
+    """As `train` makes them: a head so sure of itself that six digits write 0 and 1."""
+    sure = Path(shutil.copytree(head, tmp_path / "sure"))
+    found = load_head(sure)
+    rewrite_head(sure, weight=found.weight * 2.5, bias=found.bias * 2.5, threshold=None)
+    with labelled.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    probs = Classifier.load(sure).predict_proba([row["text"] for row in rows])
+    truth = np.array([["bad", "good"].index(row["label"]) for row in rows])
+    of_truth = probs[np.arange(len(rows)), truth]
+    assert (np.round(of_truth, 6) == 0).any()
+    assert of_truth.min() > 1e-15
+    options = ("--evaluate", "--json", "-o")
+    done = spin("predict", sure, labelled, *options, tmp_path / "out")
+    scores = json.loads(done.out)["metrics"]
+    assert scores["log_loss"] == pytest.approx(-np.log(of_truth).mean(), rel=1e-9)
+    assert scores["ece"] == metrics.calibration_error(truth, probs)
+    written = (tmp_path / "out").read_bytes()
+    for record, row in zip(json_lines(written.decode()), probs, strict=True):
+        assert list(record["probs"].values()) == [round(float(p), 6) for p in row]
+        assert record["prob"] == round(float(row.max()), 6)
+    (tmp_path / "out").write_bytes(written[: len(written) * 3 // 4])
+    resumed = spin("predict", sure, labelled, *options, tmp_path / "out", "--resume")
+    assert json.loads(resumed.out)["metrics"] == scores
+
+
+def test_scores_do_not_depend_on_what_is_shown(spin, head, labelled, tmp_path):
+    options = ("--evaluate", "--json", "-o", tmp_path / "out")
+    plain = json.loads(spin("predict", head, labelled, *options).out)
+    options = ("--top", "1", "--force", *options)
+    assert json.loads(spin("predict", head, labelled, *options).out) == plain
+    content = (tmp_path / "out").read_bytes()
+    (tmp_path / "out").write_bytes(content[: len(content) // 2])
+    assert json.loads(spin("predict", head, labelled, *options, "--resume").out) == plain
+    assert (tmp_path / "out").read_bytes() == content
 
 
 # -- several processes -----------------------------------------------------------------------

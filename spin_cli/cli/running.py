@@ -126,6 +126,8 @@ class Run:
         path = partial if partial.exists() else output
         if not path.exists():
             return
+        if self.config.evaluate:
+            say("resume: the rows that are kept are classified again for their scores")
         self.kept, end, self.items = resuming.go_on(
             path, self.items, self.predictor, self.config, self.style.names, self._count
         )
@@ -182,7 +184,7 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
             ],
         )
     print_table(
-        f"Reliability (expected calibration error {scores['reliability']['ece']:.4f})",
+        f"Reliability (expected calibration error {scores['ece']:.4f})",
         ["probability", "rows", "stated", "right"],
         [
             [f"{b['from']:.1f} to {b['to']:.1f}", f"{b['rows']:,}", f"{b['stated']:.3f}",

@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # torch has to wait until a command runs
     from spin_cli.prediction import Prediction
     from spin_cli.prediction.prefixes import Trace
 
+DIGITS = 6
+"""Of a written number, behind the point."""
+
 
 @dataclass(frozen=True)
 class Style:
@@ -50,8 +53,8 @@ class Style:
         record: dict[str, Any] = {
             "id": found.id,
             "label": found.label,
-            "prob": found.prob,
-            "probs": dict(self.likeliest(found)) if self.config.top else found.probs,
+            "prob": _rounded(found.prob),
+            "probs": {name: _rounded(p) for name, p in self.shown(found)},
             "truncated": found.truncated,
         }
         if found.abstained is not None:
@@ -80,10 +83,16 @@ class Style:
         names = self.names([])
         return record | {_input_name(name, names): value for name, value in columns.items()}
 
-    def likeliest(self, found: Prediction) -> list[tuple[str, float]]:
-        """The ``top`` likeliest classes, the likeliest first."""
+    def shown(self, found: Prediction) -> list[tuple[str, float]]:
+        """The ``top`` likeliest classes, the likeliest first; or all, in their order."""
+        if self.config.top is None:
+            return list(found.probs.items())
         ranked = sorted(found.probs.items(), key=lambda pair: -pair[1])
         return ranked[: self.config.top]
+
+
+def _rounded(prob: float | None) -> float | None:
+    return None if prob is None else round(prob, DIGITS)
 
 
 def _input_name(name: str, taken: Sequence[str]) -> str:
@@ -92,15 +101,16 @@ def _input_name(name: str, taken: Sequence[str]) -> str:
 
 def _reasons(why: Any) -> dict[str, Any]:
     plain = {
-        key: round(value, 6) if key != "neurons" else value for key, value in asdict(why).items()
+        key: round(value, DIGITS) if key != "neurons" else value
+        for key, value in asdict(why).items()
     }
     for reason in plain["neurons"]:
         reason["value"], reason["contribution"] = (
-            round(reason[key], 6) for key in ("value", "contribution")
+            round(reason[key], DIGITS) for key in ("value", "contribution")
         )
         if reason["tokens"]:
             reason["tokens"] = [
-                token | {"value": round(token["value"], 6)} for token in reason["tokens"]
+                token | {"value": round(token["value"], DIGITS)} for token in reason["tokens"]
             ]
         else:
             del reason["tokens"]

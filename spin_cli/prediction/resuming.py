@@ -7,16 +7,17 @@ import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spin_cli.choices import OutputFormat
+from spin_cli.choices import OnError, OutputFormat
 from spin_cli.config import PredictConfig
 from spin_cli.dataset import BadRow, Row, split_labels
 from spin_cli.errors import ArtifactError, DataError, UsageError
 from spin_cli.prediction.predictor import Predictor
-from spin_cli.prediction.stream import FIRST_WINDOW, WINDOW, Prediction
+from spin_cli.prediction.stream import FIRST_WINDOW, WINDOW, Prediction, answer
 from spin_cli.prediction.telling import changed_options
 
 Item = Row | BadRow
@@ -31,8 +32,6 @@ def check_resumable(config: PredictConfig) -> None:
     kind = config.output_format
     if not kind.resumable:
         raise UsageError(f"--resume: {kind.value} files cannot be continued; jsonl, csv, tsv can")
-    if config.evaluate and config.top is not None:
-        raise UsageError("--resume with --evaluate needs all probabilities: leave --top away")
 
 
 def go_on(
@@ -60,7 +59,8 @@ def go_on(
     names : callable
         The columns of a table, for the input's columns that it carries through.
     count : callable
-        Given the rows that stay, window by window.
+        Given the rows that stay, window by window. Where they are to be scored they are classified
+        again: what is written of a probability is too little for that.
 
     Returns
     -------
@@ -90,11 +90,18 @@ def go_on(
             _check_options(path, number, record, header, config, predictor)
             latest.append((item, found))
         if number >= FIRST_WINDOW and (number - FIRST_WINDOW) % WINDOW == 0:
-            count([prediction for _, prediction in since])
+            rows, answers = zip(*since, strict=True)
+            count(_again(rows, predictor, config) if config.evaluate else list(answers))
             kept, end = number, offset
             since.clear()
     _check_same_answers(path, latest, predictor)
     return kept, end, chain([item for item, _ in since], items)
+
+
+def _again(rows: Sequence[Item], predictor: Predictor, config: PredictConfig) -> list[Prediction]:
+    """Classify a window of rows that are kept."""
+    plain = replace(config, explain=0, on_error=OnError.SKIP)
+    return [found for answers in answer(predictor, rows, plain) for found in answers]
 
 
 def _matching(path: Path, number: int, record: dict[str, Any], items: Iterator[Item]) -> Item:
@@ -158,7 +165,7 @@ def _predictions_only(path: Path, number: int) -> Iterator[None]:
 def _restore(
     path: Path, number: int, record: dict[str, Any], item: Item, predictor: Predictor
 ) -> Prediction:
-    """A written row as a prediction; only what an evaluation needs."""
+    """A written row as a prediction, as far as it tells whether this head wrote it."""
     if record.get("error") and not record.get("prob"):  # a kept column may have this name too
         return Prediction(item.id, error=str(record["error"]))
     with _predictions_only(path, number):
@@ -172,9 +179,7 @@ def _restore(
         if not {*given, *probs} <= set(predictor.head.classes):
             also = ", or another --label-separator" if predictor.head.multi_label else ""
             raise ValueError(f"other classes than the head's{also}")
-    truth = item.label if isinstance(item, Row) else None
-    place = item.place if isinstance(item, Row) else ""
-    return Prediction(item.id, label=label, probs=probs, truth=truth, place=place)
+    return Prediction(item.id, label=label, probs=probs)
 
 
 def _label(written: Any, predictor: Predictor) -> str | list[str]:

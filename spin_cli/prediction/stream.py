@@ -41,6 +41,7 @@ class Prediction:
     prob: float | None = None
     """That the label is right; of labels, that exactly these apply, taken as independent."""
     probs: dict[str, float] = field(default_factory=dict)
+    """Exact, for scores are made of them; what writes a row rounds."""
     truncated: bool | None = None
     abstained: bool | None = None
     """Whether the probability is too low to be trusted; None where no limit is set."""
@@ -246,14 +247,11 @@ def _prediction(
     abstained: bool | None,
     why: Reasons | list[tuple[str, Reasons]] | None,
 ) -> Prediction:
-    rounded = [round(float(p), 6) for p in probs]
-    named = dict(zip(head.classes, rounded, strict=True))
-    several = head.multi_label
     return Prediction(
         id=row.id,
-        label=head.names(label) if several else head.classes[label],
-        prob=round(sure, 6) if several else rounded[label],
-        probs=named,
+        label=head.names(label) if head.multi_label else head.classes[label],
+        prob=sure,
+        probs=dict(zip(head.classes, probs.tolist(), strict=True)),
         truncated=encoded.truncated,
         abstained=abstained,
         why=why,

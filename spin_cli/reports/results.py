@@ -214,7 +214,7 @@ def draw_reliability(run: Run, files: bool) -> Figure:
         right = answers.predicted == answers.codes
         stated = answers.probs[np.arange(len(answers.rows)), answers.predicted]
         actual, of = "share right", "of the answer"
-    bins = reliability(right, stated)["bins"]
+    bins = reliability(right, stated)
     error = metrics.calibration_error(answers.codes, answers.probs)
     x, y = [b["stated"] for b in bins], [b["accuracy"] for b in bins]
 
