@@ -106,6 +106,44 @@ def test_the_classifier_keeps_scikit_learns_rules(head):
         Classifier.load("no/such/head")
 
 
+REFUSED = {
+    "an empty text": ["", "   \n", "\u00a0\u2003"],
+    "a NUL character": ["a\0b"],
+    "surrogate": ["half \ud83d of it"],
+    "5,000,000 characters": ["ab cd" * 1_000_000],
+}
+
+
+@pytest.mark.parametrize(("what", "text"), [(k, text) for k in REFUSED for text in REFUSED[k]])
+def test_the_classifier_refuses_what_the_command_line_refuses(spin, head, tmp_path, what, text):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": each}) + "\n" for each in ("good", text)))
+    done = spin("predict", head, source)
+    assert done.code == 3
+    assert what in done.err
+    with pytest.raises(DataError, match=f"item 1: .*{what}"):
+        Classifier.load(head).predict_proba(["good", text])
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 3, b"text", ["a text"], np.array(["a"])])
+def test_an_item_that_is_no_text_is_refused(head, value):
+    with pytest.raises(DataError, match=f"item 1: {type(value).__name__}, where a text"):
+        Classifier.load(head).predict(["good", value])
+
+
+def test_a_table_is_no_list_of_texts(head):
+    with pytest.raises(DataError, match="2 dimensions"):
+        Classifier.load(head).predict(np.array([["a text"], ["another"]]))
+
+
+def test_a_text_of_too_many_tokens_is_named_by_its_place_among_all(tmp_path):
+    made = make_head(save_model(tmp_path / "m", "llama"), tmp_path / "head", ["layer_01"])
+    reading = load_head(made).reading | {"long": "error", "max_length": 4}
+    rewrite_head(made, reading=reading)
+    with pytest.raises(DataError, match=r"^item 600\b.* tokens"):
+        Classifier.load(made).predict(["good"] * 600 + ["a very very good film"])
+
+
 def test_the_package_brings_torch_only_when_asked():
     code = (
         "import sys, spin_cli; assert 'torch' not in sys.modules; assert spin_cli.__version__;"

@@ -8,7 +8,7 @@ from spin_cli.dataset.collection import Dataset, Source, hash_sources, places, r
 from spin_cli.dataset.folder import find_sources
 from spin_cli.dataset.formats import detect_format
 from spin_cli.dataset.labels import split_labels
-from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows
+from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows, text_fault
 from spin_cli.dataset.spool import spooled
 from spin_cli.dataset.streams import is_live
 from spin_cli.dataset.texts import read_texts
@@ -30,4 +30,5 @@ __all__ = [
     "scan",
     "split_labels",
     "spooled",
+    "text_fault",
 ]

@@ -215,10 +215,8 @@ def _finish_row(record: Record, number: int, rules: _Rules) -> Row:
     wanted = rules.wanted
     if not isinstance(text, str):
         raise rules.refuse(line, wanted.text, *_not_a_string(text))
-    if not text.isascii() or "\0" in text or len(text) > MAX_TEXT_CHARS:
-        _check_text(text, line, wanted.text, rules)
-    if (not text or text.isspace()) and not rules.allow_empty:
-        raise rules.refuse(line, wanted.text, "an empty text", "fill it in, or remove the row")
+    if fault := text_fault(text, allow_empty=rules.allow_empty):
+        raise rules.refuse(line, wanted.text, *fault)
     name = None if wanted.label is None else _finish_label(label, line, wanted.label, rules)
     key = rules.prefix + str(number) if wanted.id is None else _to_id(id_, line, rules)
     if columns is not None:
@@ -256,27 +254,40 @@ def _finish_labels(value: object, line: int, column: str, rules: _Rules) -> str 
     return name
 
 
+def text_fault(text: str, *, allow_empty: bool = False) -> tuple[str, str] | None:
+    """What is wrong with a text, and how to mend it; None: nothing."""
+    if not text.isascii() or "\0" in text or len(text) > MAX_TEXT_CHARS:
+        fault = _fault(text)
+        if fault is not None:
+            return fault
+    if (not text or text.isspace()) and not allow_empty:
+        return "an empty text", "fill it in, or remove the row"
+    return None
+
+
 def _check_text(value: str, line: int, column: str, rules: _Rules) -> None:
+    if fault := _fault(value):
+        raise rules.refuse(line, column, *fault)
+
+
+def _fault(value: str) -> tuple[str, str] | None:
     if len(value) > MAX_TEXT_CHARS:
-        raise rules.refuse(
-            line,
-            column,
+        return (
             f"a text of {len(value):,} characters; at most {MAX_TEXT_CHARS:,} are accepted",
             "look for an unclosed quote or missing line ends; else cut the text into parts",
         )
     if "\0" in value:
-        raise rules.refuse(line, column, "a NUL character", "remove it from the text")
+        return "a NUL character", "remove it from the text"
     try:
         value.encode()
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
-        raise rules.refuse(
-            line,
-            column,
+        return (
             f"the escape \\u{code:04x} (character {error.start + 1}) is half of a surrogate pair "
             "and no character by itself",
             "write the whole pair, or the character itself in UTF-8",
-        ) from None
+        )
+    return None
 
 
 def _not_a_string(value: object) -> tuple[str, str]:

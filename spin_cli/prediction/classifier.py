@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from spin_cli.choices import Dtype
 from spin_cli.config import PredictConfig
+from spin_cli.dataset import text_fault
 from spin_cli.errors import DataError
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.stream import fixed_windows
@@ -20,7 +21,8 @@ from spin_cli.prediction.stream import fixed_windows
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn is untyped
     """A trained head with its frozen model, as scikit-learn knows classifiers.
 
-    The same code runs as in ``spin predict``, window by window, so the answers are the same.
+    The same code runs as in ``spin predict``, window by window, so the answers are the same, and
+    so are the texts that are refused.
 
     Parameters
     ----------
@@ -113,11 +115,18 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         Raises
         ------
         DataError
-            An item is no text, or a text has no tokens.
+            An item is no text, or one that ``spin predict`` refuses: empty, with a NUL or half of a
+            surrogate pair, of over two million characters, or without tokens. It is named by its
+            position, from 0.
+        ModelError
+            The model gives NaN for a text.
         """
         texts = _checked(X)
         predictor = self._loaded()
-        found = [predictor.probabilities(window) for window in fixed_windows(texts)]
+        found = [
+            predictor.probabilities([texts[at] for at in window], [_place(at) for at in window])
+            for window in fixed_windows(range(len(texts)))
+        ]
         return np.concatenate(found) if found else np.empty((0, len(self.classes_)))
 
     def predict_log_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
@@ -151,8 +160,17 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
 def _checked(X: Any) -> list[str]:
     if isinstance(X, str):
         raise DataError("one text was given where several were expected", "Give [text].")
+    if getattr(X, "ndim", 1) != 1:  # of a table of pandas a list would be the columns' names
+        raise DataError(f"{X.ndim} dimensions, where a list of texts was expected")
     texts = list(X)
     for at, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"item {at}: {type(text).__name__}, where a text was expected")
+            raise DataError(f"{_place(at)}: {type(text).__name__}, where a text was expected")
+        if fault := text_fault(text):
+            what, hint = fault
+            raise DataError(f"{_place(at)}: {what}", hint)
     return [str(text) for text in texts]
+
+
+def _place(at: int) -> str:
+    return f"item {at}"
