@@ -233,6 +233,19 @@ def test_input_columns_are_carried_through(spin, head, tmp_path):
     assert [r["note"] for r in pq.read_table(out).to_pylist()] == ["x, y", 'say "z"']
 
 
+def test_every_column_of_the_input_has_a_column_of_its_own(spin, head, tmp_path):
+    header = ("text", "id", "input_id", "input_input_id", "input_note", "prob_good")
+    rows = [("a great film", "a", "b", "c", "d", "e")]
+    source = write_csv(tmp_path / "in.csv", rows, header)
+    done = spin("predict", head, source, "--keep-columns", "--output-format", "csv")
+    names, values = csv.reader(io.StringIO(done.out))
+    assert len(set(names)) == len(names)
+    assert dict(zip(names[-6:], values[-6:], strict=True)) == {
+        "text": "a great film", "input_id": "a", "input_input_id": "b",
+        "input_input_input_id": "c", "input_note": "d", "input_prob_good": "e",
+    }  # fmt: skip
+
+
 def test_top_threshold_and_table(spin, head):
     stdin = "\n".join(many(20)).encode()
     plain = json_lines(spin("predict", head, "-", stdin=stdin).out)

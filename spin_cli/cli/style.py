@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # torch has to wait until a command runs
 
 DIGITS = 6
 """Of a written number, behind the point."""
+MARK = "input_"
+"""Before the name of an input's column that would be taken for one of ours."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,11 @@ def _rounded(prob: float | None) -> float | None:
 
 
 def _input_name(name: str, taken: Sequence[str]) -> str:
-    return f"input_{name}" if name in taken else name
+    """What an input's column is called beside our own: all differ, whichever columns a row has."""
+    base = name
+    while base.startswith(MARK):
+        base = base.removeprefix(MARK)
+    return MARK + name if base in taken else name
 
 
 def _reasons(why: Any) -> dict[str, Any]:
