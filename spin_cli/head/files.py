@@ -232,10 +232,6 @@ def _check_shapes(head: Head, units: int) -> None:
         _check_tensor(HIDDEN[1], head.hidden[1], np.float64, (units,))
     _check_tensor("weight", head.weight, np.float32, (outputs, units or head.neurons))
     _check_tensor("bias", head.bias, np.float64, (outputs,))
-    if head.blocks is not None:
-        deepest = max(int(f.layer.removeprefix("layer_")) for f in head.features)
-        if head.blocks != max(1, deepest):
-            raise ValueError(f"blocks: {head.blocks} does not fit layer {deepest}")
 
 
 def _check_tensor(name: str, tensor: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:

@@ -35,8 +35,10 @@ class HeadFeature:
 class Head:
     """A classifier on neurons of a frozen model: linear, or with one layer of hidden units.
 
-    How its numbers become probabilities and labels is decided here and nowhere else. Calibration
-    needs no field of its own: a temperature is folded into the last layer's weights.
+    How its numbers become probabilities and labels is decided here. `prediction.program` says it
+    again as tensors, for other programs; `spin export` compares what it writes with what is said
+    here. Calibration needs no field of its own: a temperature is folded into the last layer's
+    weights.
     """
 
     classes: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -90,7 +91,7 @@ def _join(paths: list[Path]) -> Iterator[list[Prediction]]:
     """Windows of all parts in turn, up to the first error."""
     files = [path.open(encoding="utf-8") for path in paths]
     try:
-        for number in range(10**12):
+        for number in itertools.count():
             line = files[number % len(files)].readline()
             if not line:
                 return
