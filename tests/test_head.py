@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -59,6 +60,20 @@ def test_probabilities_are_those_of_a_plain_loop():
         units = [max(0.0, float(w @ row + b)) for w, b in zip(*head.hidden, strict=True)]
         z = [float(w @ units + b) for w, b in zip(head.weight, head.bias, strict=True)]
         np.testing.assert_allclose(probs, np.exp(z) / np.exp(z).sum())
+
+
+@pytest.mark.parametrize("units", [None, 5])
+def test_many_rows_are_not_all_held_in_float64(units):
+    head = make_head(units=units)
+    values = np.random.default_rng(1).standard_normal((8_000_000, 3), np.float32)
+    tracemalloc.start()
+    probs = head.probabilities(values)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The answers are held twice, once as blocks; of all else there is one block.
+    assert most < 2 * probs.nbytes + values.size * 8
+    at = [0, 3_999_999, 4_000_000, -1]
+    np.testing.assert_allclose(probs[at], head.probabilities(values[at]), rtol=1e-12)
 
 
 def test_threshold_and_abstention_look_at_the_chosen_label():

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from spin_cli import metrics
 from spin_cli.choices import Pooling, Site, StorageDtype
 
+CELLS = 10_000_000
+"""Values of which logits are computed at once: each is held in float64."""
+
 
 @dataclass(frozen=True)
 class HeadFeature:
@@ -107,10 +110,14 @@ class Head:
     def probabilities(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Class probabilities (B, n_classes) of gathered neurons (B, n).
 
-        Those of labels are independent of one another.
+        Those of labels are independent of one another. Computed a block of rows at a time, so that
+        there need not be room for all values in float64.
         """
         kind = "labels" if self.multi_label else "multinomial"
-        return metrics.probabilities(self.logits(values), len(self.classes), kind)
+        blocks = np.array_split(values, 1 + values.size // CELLS)
+        return np.vstack(
+            [metrics.probabilities(self.logits(b), len(self.classes), kind) for b in blocks]
+        )
 
     def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
         """Predicted class codes (B,) for `probabilities`; labels: (B, L), 1 where one is given."""

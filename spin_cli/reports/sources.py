@@ -190,7 +190,7 @@ class Run:
         """The head's answers to unseen rows, from the stored activations."""
         split, rows = self.unseen_rows()
         parts = [self.matrix(feature)[rows][:, feature.neurons] for feature in self.head.features]
-        probs = self.head.probabilities(np.hstack([part.astype(np.float32) for part in parts]))
+        probs = self.head.probabilities(np.hstack(parts))
         return Answers(split, rows, self.codes[rows], probs, self.head.decide(probs))
 
     @cached_property

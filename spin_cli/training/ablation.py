@@ -35,8 +35,6 @@ from spin_cli.training.table import SITES, Ranked, read_masks
 MAX_CELLS = 60_000_000
 """Rows times neurons that are held: about half a GB with the standardised copy."""
 EVAL_ROWS = 4_000
-HEAD_CELLS = 10_000_000
-"""Values that a head is given at once."""
 
 
 def ablate(
@@ -245,9 +243,7 @@ def _mean_ablation(
     def score(columns: Columns) -> float:
         ablated = np.tile(mean, (len(test), 1))
         ablated[:, columns] = test[:, columns]
-        blocks = np.array_split(ablated, 1 + ablated.size // HEAD_CELLS)
-        probs = np.vstack([head.probabilities(block) for block in blocks])
-        return metrics.score_at(inputs.metric, y, probs, head.limits)
+        return metrics.score_at(inputs.metric, y, head.probabilities(ablated), head.limits)
 
     points = measure(groups, score, config, lambda: None)
     whole = points[0].kept + points[0].sufficiency

@@ -21,8 +21,6 @@ RESAMPLES = 1000
 LEVEL = 0.95
 MIN_RESAMPLED = 10
 """Fewest rows whose resamples say something: those of one row are alike, as if it were sure."""
-CELLS = 10_000_000
-"""Values that a head is given at once."""
 
 
 def measure(
@@ -41,9 +39,7 @@ def measure(
     if "val" not in spin:  # out-of-fold rows are train rows, then val rows
         spin["val"] = spin[found.evidence.what][len(inputs.rows["train"]) :]
     if "test" in y:
-        values = found.best.gather(tester)
-        blocks = np.array_split(values, 1 + values.size // CELLS)  # a head computes in float64
-        spin["test"] = np.vstack([head.probabilities(block) for block in blocks])
+        spin["test"] = head.probabilities(found.best.gather(tester))
     y[found.evidence.what] = found.evidence.codes
     crossed = bool(found.crossed) and head.multi_label
     rivals = find_rivals(reader, tester, inputs, notes, crossed)

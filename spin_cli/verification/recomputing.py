@@ -25,7 +25,6 @@ IMPORTANCE_TOL = 1e-3
 SCORE_TOL = 1e-6
 """Of a head's test scores; sums in another order may differ in the last digits."""
 COMPARED = ("accuracy", "micro_f1", "macro_f1", "log_loss")
-MAX_CELLS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,7 @@ def _head(folder: Path, source: Source) -> tuple[bool | None, str]:
     parts = [
         source.read(by_key[f.layer, f.site, f.pooling])[rows][:, f.neurons] for f in head.features
     ]
-    values = np.hstack(parts)
-    blocks = np.array_split(values, 1 + values.size // MAX_CELLS)
-    probs = np.vstack([head.probabilities(block) for block in blocks])
+    probs = head.probabilities(np.hstack(parts))
     found = metrics.evaluate(source.codes[rows], probs, source.classes, head.limits)
     names = [name for name in COMPARED if name in found]
     for name in names:
