@@ -294,6 +294,28 @@ def test_groups_stay_within_a_fold_and_classes_stay_even(seed):
         assert counts.max() - counts.min() <= 0.1 * counts.mean() + 1
 
 
+def test_no_more_is_read_and_kept_than_heads_may_have(tmp_path, monkeypatch):
+    reader, codes = noise_reader(tmp_path)
+    split, config = make_split(codes, 240), TrainConfig(workers=1)
+    small, large = (Choice("ffn", (Pooling.MEAN,), eta, 1) for eta in (0.3, 1.0))
+    read, steps = [], []
+    whole = reader.whole
+    monkeypatch.setattr(reader, "whole", lambda f: read.append(f) or whole(f))
+    none = replace(config, max_neurons=1)
+    assert search.try_all([small, large], reader, split, none, lambda: steps.append(1)) == []
+    assert read == [] and len(steps) == 2
+    few = replace(config, max_cells=len(split.train) * reader.count(small))
+    (found,) = search.try_all([small, large], reader, split, few, lambda: None)
+    assert found.main.choice == small
+    (kept,) = reader._kept.values()
+    assert kept.shape == (len(codes), reader.count(small)) and kept.base is None
+    # What is asked for later is had all the same, and in the same order.
+    (item,) = reader.ranked.values()
+    np.testing.assert_array_equal(reader.gather(large), whole(item.feature)[:, item.neurons])
+    np.testing.assert_array_equal(reader.gather(small), reader.gather(large)[:, : found.neurons])
+    assert len(read) == 2
+
+
 # -- calibration and thresholds --------------------------------------------------------------
 
 

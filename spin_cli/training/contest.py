@@ -29,6 +29,7 @@ from spin_cli.training.pick import Judged, best_of
 from spin_cli.training.search import (
     finalists,
     first_choices,
+    is_allowed,
     next_choices,
     pooling_groups,
     try_all,
@@ -211,13 +212,10 @@ def cross_validate(
     some = finalists(tried, split, None if full else FAST_FINALISTS)
     crossed = crossing.judge(some, step)
     best = best_of(crossed, split.codes, split.metric).main
-    most = max(config.max_cells // len(split.train), 1)
-    if config.max_neurons is not None:
-        most = min(most, config.max_neurons)
     near = {
         choice: some[best.choice] if full else (best.strength,)
         for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
-        if choice not in some and 0 < reader.count(choice) <= most
+        if choice not in some and is_allowed(reader.count(choice), split, config)
     }
     return crossed + crossing.judge(near, step)
 

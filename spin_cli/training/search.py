@@ -247,24 +247,28 @@ def try_all(
 ) -> list[Judged]:
     """Fit a head to every choice, side by side, each on one core.
 
-    Choices that read nothing, or more than ``max_neurons`` or ``max_cells`` allow, are passed over.
+    Choices that read nothing, or more than ``max_neurons`` or ``max_cells`` allow, are passed over
+    before any of their columns is read.
     """
+
+    def one(choice: Choice) -> Judged:
+        fitted = fit_columns(reader.gather(choice), split)
+        step()
+        return Judged((Part(choice, fitted.strength),), reader.count(choice), fitted.val_probs)
+
+    listed = list(choices)
+    allowed = [choice for choice in listed if is_allowed(reader.count(choice), split, config)]
+    for _ in range(len(listed) - len(allowed)):
+        step()
+    reader.prepare(allowed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probe.ConvergenceWarning)  # candidates may be loose
+        return side_by_side(one, allowed, config.workers, reader.count)
+
+
+def is_allowed(neurons: int, split: Split, config: TrainConfig) -> bool:
+    """Whether so many neurons, at least one, are within ``max_neurons`` and ``max_cells``."""
     most = max(config.max_cells // len(split.train), 1)
     if config.max_neurons is not None:
         most = min(most, config.max_neurons)
-
-    def one(choice: Choice) -> Judged | None:
-        count = reader.count(choice)
-        found = None
-        if 0 < count <= most:
-            fitted = fit_columns(reader.gather(choice), split)
-            found = Judged((Part(choice, fitted.strength),), count, fitted.val_probs)
-        step()
-        return found
-
-    listed = list(choices)
-    reader.prepare(listed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", probe.ConvergenceWarning)  # candidates may be loose
-        found = side_by_side(one, listed, config.workers, reader.count)
-    return [item for item in found if item is not None]
+    return 0 < neurons <= most
