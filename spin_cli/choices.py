@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 
 
@@ -19,6 +20,21 @@ class Site(str, Enum):
     """The output of the FFN's activation function alone; without a gate the same as ``ffn``."""
     ROUTER = "router"
     """Each expert's routing weight, 0 where it was not chosen; its mean is the expert's load."""
+
+
+SITE_NAMES = "hidden, ffn, gate, router, both (hidden+ffn), or others with + between"
+
+
+def site_name(sites: Collection[Site]) -> str:
+    """What sites that are read side by side are called: as ``hidden+gate``; ``both`` is a word."""
+    name = "+".join(site.value for site in Site if site in sites)
+    return "both" if name == "hidden+ffn" else name
+
+
+def sites_of(name: str) -> tuple[Site, ...]:
+    """The sites that `site_name` calls *name*; `ValueError` where there are none of that name."""
+    parts = ("hidden+ffn" if name == "both" else name).split("+")
+    return tuple(dict.fromkeys(Site(part) for part in parts))
 
 
 class Pooling(str, Enum):

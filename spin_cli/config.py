@@ -162,7 +162,7 @@ class TrainConfig:
     metric: Metric | None = None
     """None: the one that ``select`` used."""
     sites: tuple[str, ...] = ("hidden", "ffn", "gate", "both")
-    """Sites to search; ``both`` puts hidden and ffn side by side."""
+    """Sites to search, by `choices.site_name`; ``both`` puts hidden and ffn side by side."""
     etas: tuple[float, ...] = DEFAULT_ETAS
     max_layer: int | None = None
     max_neurons: int | None = None
@@ -239,7 +239,7 @@ class AblateConfig:
     """Options of ``spin ablate``."""
 
     site: str | None = None
-    """hidden, ffn, gate or both; None: the head's, else all sites there are."""
+    """Sites by `choices.site_name`; None: the head's, else all there are."""
     poolings: tuple[Pooling, ...] | None = None
     """None: the head's, else all."""
     depth: int | None = None

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from spin_cli.choices import SITE_NAMES, sites_of
 from spin_cli.config import (
     MAX_OVERLAP,
     DataConfig,
@@ -175,13 +176,20 @@ def _problem(section: str, key: str, value: Any) -> str | None:
         return "at least one"
     if key == "etas" and not all(0 < eta <= 1 for eta in value):
         return "numbers above 0 and up to 1"
-    if (section, key) == ("train", "sites") and set(value) - set(TrainConfig.sites):
-        return f"some of {', '.join(TrainConfig.sites)}"
+    if (section, key) == ("train", "sites") and not all(map(_names_sites, value)):
+        return f"some of {SITE_NAMES}"
     if key == "device_map" and value != "auto":
         return "auto"
     if key == "prompt_template" and value.count("{text}") != 1:
         return "text with one {text} in it"
     return None
+
+
+def _names_sites(name: str) -> bool:
+    try:
+        return bool(sites_of(name))
+    except ValueError:
+        return False
 
 
 # -- TOML ------------------------------------------------------------------------------------

@@ -68,6 +68,12 @@ def test_a_mixture_of_experts_from_texts_to_predictions(tmp_path, spin):
         assert (load.mean(0) > 0).sum() >= 2
     config = json.loads((run / "head" / "config.json").read_text())
     assert {feature["site"] for feature in config["features"]} == {"ffn"}
+    done = spin("train", run / "selection", "--site", "ffn+router", "-o", run / "other")
+    assert done.code == 0, done.err
+    config = json.loads((run / "other" / "config.json").read_text())
+    assert {feature["site"] for feature in config["features"]} == {"ffn", "router"}
+    done = spin("predict", run / "other", tmp_path / "data" / "test.csv", "--check-exit", "20")
+    assert done.code == 0, done.err
 
     done = spin("predict", run / "head", tmp_path / "data" / "test.csv", "--check-exit", "20")
     assert done.code == 0, done.err

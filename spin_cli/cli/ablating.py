@@ -10,14 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from spin_cli.choices import Pooling
+from spin_cli.choices import SITE_NAMES, Pooling, Site
 from spin_cli.cli import options as o
-from spin_cli.cli.parsing import listed, numbers
+from spin_cli.cli.parsing import listed, numbers, site_names
 from spin_cli.cli.terminal import print_json, print_line, print_table, progress_bar, say
 from spin_cli.config import DEFAULT_ETAS_TEXT, AblateConfig
 from spin_cli.errors import UsageError
-
-SITES = ("hidden", "ffn", "gate", "both")
 
 
 def ablate(
@@ -31,8 +29,8 @@ def ablate(
         str | None,
         typer.Option(
             "--site",
-            help="hidden, ffn, gate, both; default as the head.",
-            autocompletion=o.offer(*SITES),
+            help=f"{SITE_NAMES}; default as the head.",
+            autocompletion=o.offer(*(s.value for s in Site), "both"),
         ),
     ] = None,
     pooling: Annotated[
@@ -76,8 +74,8 @@ def ablate(
     from spin_cli import atomic
     from spin_cli.training.ablation import ablate as measure
 
-    if site is not None and site not in SITES:
-        raise UsageError(f"--site {site}: expected one of {', '.join(SITES)}")
+    if site is not None and len(site_names(site)) > 1:
+        raise UsageError(f"--site {site}: expected one of {SITE_NAMES}")
     if output is not None:
         atomic.check_free(output, force=force)
     selection = source / "selection" if (source / "selection").is_dir() else source

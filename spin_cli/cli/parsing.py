@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spin_cli.choices import Bits
+from spin_cli.choices import SITE_NAMES, Bits, sites_of
 from spin_cli.errors import UsageError
 
 Choice = TypeVar("Choice", bound=Enum)
@@ -22,6 +22,17 @@ def listed(option: str, text: str, kind: type[Choice]) -> tuple[Choice, ...]:
     if not names:
         raise UsageError(f"{option}: expected one or more of {', '.join(allowed)}")
     return tuple(kind(name) for name in dict.fromkeys(names))
+
+
+def site_names(text: str) -> tuple[str, ...]:
+    """Names of sites that are read side by side, from a comma-separated list."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    try:
+        for name in names:
+            sites_of(name)
+    except ValueError as error:
+        raise UsageError(f"--site {text}: expected some of {SITE_NAMES}") from error
+    return names
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:

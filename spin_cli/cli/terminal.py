@@ -113,6 +113,7 @@ def print_table(
     """Print a table to stdout: numbers to the right, a column without a heading to the left.
 
     *wrapped*: text in every column, to the left; the last one takes as many lines as it needs.
+    Where the others would have to be cut, columns stand closer.
     """
     from rich import box
     from rich.console import Console
@@ -128,6 +129,10 @@ def print_table(
         title_style="bold",
         show_header=any(columns),
     )
+    console = Console(highlight=False)
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    if sum(widths[:-1]) + len(columns[-1]) + 3 * len(columns) + 1 > console.width:
+        table.padding = (0, 0)
     for index, name in enumerate(columns):
         table.add_column(
             name,
@@ -136,7 +141,7 @@ def print_table(
         )
     for row in rows:
         table.add_row(*[Text(printable(cell)) for cell in row])
-    Console(highlight=False).print(table)
+    console.print(table)
 
 
 def print_line(text: str = "") -> None:

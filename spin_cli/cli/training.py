@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from spin_cli.choices import Calibration, ClassWeight, HeadKind, Penalty, Search
+from spin_cli.choices import SITE_NAMES, Calibration, ClassWeight, HeadKind, Penalty, Search
 from spin_cli.cli import options as o
-from spin_cli.cli.parsing import numbers
+from spin_cli.cli.parsing import numbers, site_names
 from spin_cli.cli.speaking import stoppable
 from spin_cli.cli.terminal import (
     print_json,
@@ -20,7 +20,6 @@ from spin_cli.cli.terminal import (
     say,
 )
 from spin_cli.config import DEFAULT_ETAS_TEXT, TrainConfig
-from spin_cli.errors import UsageError
 
 
 def train(
@@ -30,7 +29,7 @@ def train(
     ] = None,
     metric: o.ChooseBy = None,
     site: Annotated[
-        str, typer.Option("--site", help="Sites to search: hidden, ffn, gate, both.")
+        str, typer.Option("--site", help=f"Sites to search: {SITE_NAMES}.")
     ] = "hidden,ffn,gate,both",
     eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = DEFAULT_ETAS_TEXT,
     max_layer: Annotated[
@@ -68,11 +67,8 @@ def train(
 
     Example: `spin train run/selection`
     """
-    names = tuple(part.strip() for part in site.split(","))
-    if not names or set(names) - {"hidden", "ffn", "gate", "both"}:
-        raise UsageError(f"--site {site}: expected some of hidden, ffn, gate, both")
     config = TrainConfig(
-        metric=metric, sites=names, etas=numbers("--eta", eta), max_layer=max_layer,
+        metric=metric, sites=site_names(site), etas=numbers("--eta", eta), max_layer=max_layer,
         max_neurons=max_neurons, search=search, masks_only=masks_only, cv=cv, head=head,
         penalty=penalty, class_weight=class_weight, refit=refit, calibration=calibration,
         positive_label=positive_label, target_precision=target_precision,

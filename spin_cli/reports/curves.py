@@ -100,7 +100,7 @@ def _fit_all(
     reader = make_reader(folder, inputs, inputs.search_rows)
     tester = make_reader(folder, inputs, inputs.rows["test"])
     strengths: Sequence[float] = STRENGTHS
-    if not run.stacked:  # a stack's strength is of another kind
+    if not run.joined:  # else its strength is that of a part, or of another kind
         chosen = float(run.metrics["chosen"]["strength"])
         strengths = (3 * chosen, chosen, chosen / 3)
 

@@ -44,8 +44,8 @@ def _how(run: Run, curves: Curves) -> str:
     part = f", on {curves.rows:,} of {curves.rows_there:,} training rows to save time,"
     part += " so these heads score lower than the chosen one can"
     text = f"A linear head on masked neurons was fitted for each point{part if few else ''}."
-    if run.stacked:
-        text += f" The chosen head is none of these: it is {run.stacked}."
+    if run.joined:
+        text += f" The chosen head is none of these: it is {run.joined}."
     return text
 
 
@@ -158,13 +158,7 @@ def draw_eta(run: Run, curves: Curves, files: bool) -> Figure:
 
 def _offered(run: Run) -> int:
     """Neurons that a head of the chosen site, poolings and depth could read."""
-    from spin_cli.training.table import SITES
-
-    choice, below = run.choice, set(run.layers[: run.choice.depth + 1])
-    return sum(
-        f.width for f in run.features
-        if f.layer in below and f.pooling in choice.poolings and f.site in SITES[choice.site]
-    )  # fmt: skip
+    return sum(f.width for f in run.features if run.choice.reads(f, run.layers.index(f.layer)))
 
 
 def draw_margins(run: Run, curves: Curves, files: bool) -> Figure:

@@ -112,9 +112,9 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
         (
             f"{run.head.neurons:,}",
             "neurons read",
-            f"of {run.metrics['neurons_total']:,}: {plain(chosen['site'])},"
-            f" {plain(chosen['pooling'])}-pooled,"
-            + (f" {run.stacked}" if run.stacked else f" eta {chosen['eta']:g}"),
+            f"of {run.metrics['neurons_total']:,}: {run.choice.site},"
+            f" {'+'.join(p.value for p in run.choice.poolings)}-pooled,"
+            f" {run.joined or f'eta {run.choice.eta:g}'}",
         ),
         (
             f"{run.metrics.get('layers_run', chosen['depth'])} of {run.metrics['layers_total']}",

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from spin_cli import activations, artifacts
 from spin_cli.activations import Feature
-from spin_cli.choices import Metric, Pooling, StorageDtype
+from spin_cli.choices import Metric, StorageDtype
 from spin_cli.dataset import read_texts
 from spin_cli.errors import ArtifactError
 from spin_cli.head import METRICS, Head, HeadFeature, load_head
 from spin_cli.reports.drawing import plain
 from spin_cli.samples import Samples, read_samples, read_targets
 from spin_cli.selected import read_scores
-from spin_cli.training.table import Choice
+from spin_cli.training.table import Choice, together
+from spin_cli.training.tried import choices_of
 
 METRIC_KEYS = {"accuracy": "accuracy", "macro-f1": "macro_f1", "auroc": "auroc"}
 METRIC_NAMES = {
@@ -101,18 +102,17 @@ class Run:
 
     @property
     def choice(self) -> Choice:
-        """What the head reads."""
-        chosen = self.metrics["chosen"]
-        poolings = tuple(Pooling(name) for name in chosen["pooling"].split("+"))
-        return Choice(chosen["site"], poolings, float(chosen["eta"]), int(chosen["depth"]))
+        """What the head reads; of several parts, what they read together."""
+        return together(choices_of(self.metrics["chosen"]))
 
     @property
-    def stacked(self) -> str:
-        """What the head is where it is a stack, or the mean of one and others; else nothing."""
+    def joined(self) -> str:
+        """What the head is where it is a stack, a blend, or the mean of both; else nothing."""
         chosen = self.metrics["chosen"]
+        parts = len(chosen.get("parts", ()))
         if "matrices" not in chosen:
-            return ""
-        others = len(chosen.get("parts", ())) - 1
+            return f"a blend of {parts} heads on masked neurons" if parts else ""
+        others = parts - 1
         with_masks = f" and {others} on masked neurons" if others > 0 else ""
         return f"a stack of {int(chosen['matrices'])} matrices{with_masks}"
 

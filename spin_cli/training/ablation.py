@@ -15,6 +15,7 @@ Where answers depend on a threshold, it is the head's own, or of a new head the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ from numpy.typing import NDArray
 
 from spin_cli import activations, artifacts, mask, metrics
 from spin_cli.activations import Feature
-from spin_cli.choices import Pooling
+from spin_cli.choices import Pooling, site_name
 from spin_cli.config import AblateConfig, Progress, TrainConfig, quiet
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import METRICS, Head, load_head
 from spin_cli.training.inputs import Inputs, read_inputs
 from spin_cli.training.neuron_sets import Columns, Groups, measure, report
 from spin_cli.training.search import Split, fit_columns
-from spin_cli.training.table import SITES, Ranked, read_masks
+from spin_cli.training.table import Choice, Ranked, read_masks
+from spin_cli.training.tried import choices_of
 
 MAX_CELLS = 60_000_000
 """Rows times neurons that are held: about half a GB with the standardised copy."""
@@ -99,7 +101,9 @@ def _chosen(head: Path | None) -> Mapping[str, Any]:
     artifacts.read_manifest(head, "head")
     known = artifacts.read_json(head / METRICS)
     try:
-        return dict(known["chosen"])
+        chosen = dict(known["chosen"])
+        choices_of(chosen)
+        return chosen
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{head / METRICS}: not what spin train writes") from error
 
@@ -108,26 +112,27 @@ def _matching(
     source: Path, inputs: Inputs, config: AblateConfig, chosen: Mapping[str, Any]
 ) -> list[Ranked]:
     """The matrices that are looked at, in the model's order of layers."""
-    site = config.site or chosen.get("site")
-    sites = SITES.get(str(site), tuple(dict.fromkeys(f.site for f in inputs.features)))
-    poolings = config.poolings or _poolings(chosen.get("pooling"))
-    depth = chosen.get("depth") if config.depth is None else config.depth
-    layers = inputs.layers if depth is None else inputs.layers[: int(depth) + 1]
+    everything = Choice(
+        site_name({feature.site for feature in inputs.features}), tuple(Pooling), 1.0,
+        len(inputs.layers) - 1,
+    )  # fmt: skip
+    parts = [
+        replace(
+            part,
+            site=config.site or part.site,
+            poolings=config.poolings or part.poolings,
+            depth=part.depth if config.depth is None else config.depth,
+        )
+        for part in (choices_of(chosen) if chosen else [everything])
+    ]
     found = [
         item
         for feature, item in read_masks(source, inputs.features).items()
-        if feature.site in sites
-        and (not poolings or feature.pooling in poolings)
-        and feature.layer in layers
+        if any(part.reads(feature, inputs.layers.index(feature.layer)) for part in parts)
     ]
     if not any(len(item.neurons) for item in found):
         raise UsageError("no selected neuron is left by --site, --pooling and --max-layer")
     return found
-
-
-def _poolings(text: Any) -> tuple[Pooling, ...]:
-    known = {pooling.value for pooling in Pooling}
-    return tuple(Pooling(name) for name in str(text).split("+") if name in known)
 
 
 def _rows(

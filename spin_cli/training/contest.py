@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spin_cli.activations import Feature
-from spin_cli.choices import HeadKind, Penalty, Search, Site
+from spin_cli.choices import HeadKind, Penalty, Search, Site, site_name, sites_of
 from spin_cli.config import (
     CV_FEW_FOLDS,
     CV_FEW_ROWS,
@@ -35,7 +35,7 @@ from spin_cli.training.search import (
     try_all,
 )
 from spin_cli.training.stack import DEPTHS, WIDEST, fit_stacks
-from spin_cli.training.table import SITES, Reader
+from spin_cli.training.table import Reader
 from spin_cli.training.tried import Found
 
 FAST_FINALISTS = 6
@@ -136,7 +136,7 @@ def stack_features(inputs: Inputs) -> list[Feature]:
     other = config.head is not HeadKind.LOGISTIC or config.penalty is not Penalty.L2
     if other or config.masks_only:
         return []
-    sites = {site for name in config.sites for site in SITES[name]}
+    sites = {site for name in config.sites for site in sites_of(name)}
     deepest = len(inputs.layers) if config.max_layer is None else config.max_layer
     found = [
         feature
@@ -221,7 +221,9 @@ def cross_validate(
 
 
 def _possible(config: TrainConfig, sites: set[Site]) -> TrainConfig:
-    kept = tuple(name for name in config.sites if set(SITES[name]) <= sites)
+    asked = [set(sites_of(name)) for name in config.sites]
+    kept = tuple(dict.fromkeys(site_name(each) for each in asked if each <= sites))
     if not kept:
-        raise UsageError(f"--site {','.join(config.sites)}: the activations have no such site")
+        there = ", ".join(site.value for site in Site if site in sites)
+        raise UsageError(f"--site {','.join(config.sites)}: the activations have {there}")
     return replace(config, sites=kept)

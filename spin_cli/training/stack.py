@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics, probe
 from spin_cli.activations import Feature
-from spin_cli.choices import ClassWeight
+from spin_cli.choices import ClassWeight, site_name
 from spin_cli.training.folds import fold_rows
 from spin_cli.training.nonnegative import fit_nonnegative, logit_losses
 from spin_cli.training.pick import Judged, Linear, Part
 from spin_cli.training.ridge import Ridge, fit_ridge, targets
 from spin_cli.training.search import Split
-from spin_cli.training.table import SITES, Choice, Reader
+from spin_cli.training.table import Choice, Reader
 from spin_cli.workers import side_by_side
 
 FOLDS = 5
@@ -126,10 +126,8 @@ def _join(
 
 def _choice(features: Sequence[Feature], depth: int) -> Choice:
     """What some matrices are, in words."""
-    sites = {feature.site for feature in features}
     poolings = tuple(dict.fromkeys(feature.pooling for feature in features))
-    site = next(name for name, members in SITES.items() if sites <= set(members))
-    return Choice(site, poolings, 1.0, depth)
+    return Choice(site_name({feature.site for feature in features}), poolings, 1.0, depth)
 
 
 def _weigh(

@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 
 from spin_cli import activations, hdf5, mask, selected
 from spin_cli.activations import Feature
-from spin_cli.choices import Pooling, Site, StorageDtype
-
-SITES = {
-    "hidden": (Site.HIDDEN,),
-    "ffn": (Site.FFN,),
-    "gate": (Site.GATE,),
-    "both": (Site.HIDDEN, Site.FFN),
-}
+from spin_cli.choices import Pooling, StorageDtype, site_name, sites_of
 
 
 @dataclass(frozen=True)
@@ -27,12 +20,30 @@ class Choice:
     """One candidate head: what it reads."""
 
     site: str
-    """A key of `SITES`."""
+    """One, or several side by side, as `site_name` calls them."""
     poolings: tuple[Pooling, ...]
     """One, or several side by side."""
     eta: float
     depth: int
     """Position of the last layer read, in the model's order of layers."""
+
+    def reads(self, feature: Feature, position: int) -> bool:
+        """Whether a matrix of the layer at *position* is among what it reads."""
+        return (
+            feature.site in sites_of(self.site)
+            and feature.pooling in self.poolings
+            and position <= self.depth
+        )
+
+
+def together(choices: Sequence[Choice]) -> Choice:
+    """The least choice that reads all that some do."""
+    return Choice(
+        site_name({site for choice in choices for site in sites_of(choice.site)}),
+        tuple(dict.fromkeys(pooling for choice in choices for pooling in choice.poolings)),
+        max(choice.eta for choice in choices),
+        max(choice.depth for choice in choices),
+    )
 
 
 @dataclass(frozen=True)
@@ -88,9 +99,7 @@ class Reader:
         found = [
             item
             for feature, item in self.ranked.items()
-            if feature.site in SITES[choice.site]
-            and feature.pooling in choice.poolings
-            and position[feature.layer] <= choice.depth
+            if choice.reads(feature, position[feature.layer])
         ]
         return [item for item in found if len(item.top(choice.eta))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
+from spin_cli.choices import Pooling, site_name, sites_of
 from spin_cli.training.calibration import OUT_OF_FOLD, Evidence
 from spin_cli.training.inputs import Inputs
 from spin_cli.training.pick import Judged, Part, frontier, score
+from spin_cli.training.table import Choice
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,19 @@ def _describe_part(part: Part) -> dict[str, Any]:
         "depth": choice.depth,
         "strength": part.strength,
     }
+
+
+def choices_of(entry: Mapping[str, Any]) -> list[Choice]:
+    """What each part of a head reads that `describe` told of.
+
+    `KeyError`, `TypeError` or `ValueError` where it told of none.
+    """
+    return [
+        Choice(
+            site_name(sites_of(part["site"])),
+            tuple(Pooling(name) for name in part["pooling"].split("+")),
+            float(part["eta"]),
+            int(part["depth"]),
+        )
+        for part in entry.get("parts", [entry])
+    ]
