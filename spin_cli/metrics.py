@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spin_cli import label_metrics
 from spin_cli.choices import Metric
+from spin_cli.errors import DataError
 
 Codes = NDArray[Any]
 Probs = NDArray[np.float64]
@@ -157,6 +158,21 @@ def _mean_auroc(y: Codes, probs: Probs) -> float:
         return auroc(y, probs[:, 1])
     each = [auroc((y == k).astype(int), probs[:, k]) for k in range(probs.shape[1])]
     return float(np.nanmean(each))
+
+
+def check_defined(metric: Metric, y: Codes, split: str) -> None:
+    """Refuse rows of *split* with codes *y* that *metric* says nothing of, whatever is predicted.
+
+    `DataError`: AUROC takes a class, or a label, that some of them have and others do not.
+    """
+    columns = y.reshape(len(y), -1)
+    if metric is Metric.AUROC and (columns == columns[:1]).all():
+        same = "labels" if y.ndim == 2 else "class"
+        raise DataError(
+            f"--metric auroc: all {len(y):,} {split} rows have the same {same}, so that there is"
+            " nothing to be told apart",
+            f"Take another --metric, or extract again with {split} rows of other classes too.",
+        )
 
 
 def best_threshold(y: Codes, probs: Probs) -> float:

@@ -327,6 +327,25 @@ def test_texts_that_say_nothing_about_the_classes_end_with_a_word(spin, tmp_path
     assert not (out / "head").exists()
 
 
+def test_a_metric_that_says_nothing_of_the_val_rows_is_refused_before_any_fit(spin, tmp_path):
+    """Val rows of one class: there is no area under a curve, and all else is as ever."""
+    data, out = write_data(tmp_path / "data"), tmp_path / "run"
+    write_csv(data / "val.csv", [row for row in sentences() if row[1] == "good"])
+    write_csv(data / "test.csv", [row for row in sentences() if row[1] == "bad"])
+    activations, selection, head = out / "activations", out / "selection", out / "head"
+    options = ("--model", MODEL, "--layers", "1", "--pooling", "mean")
+    assert spin("extract", data, "-o", activations, *options).code == 0
+    refusal = "--metric auroc: all 30 val rows have the same class"
+    assert_refused(spin("select", activations, "--metric", "auroc"), 3, refusal)
+    assert spin("select", activations).code == 0
+    for folds in ("0", "5"):
+        done = spin("train", selection, "--metric", "auroc", "--cv", folds)
+        assert_refused(done, 3, refusal)
+    assert not head.exists()
+    assert spin("train", selection).code == 0
+    assert_refused(spin("ablate", out, "--metric", "auroc"), 3, refusal)
+
+
 def test_train_refuses_activations_that_were_made_again(spin, tiny_run, run_copy):
     shutil.rmtree(run_copy / "head")
     out = run_copy / "activations"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from types import SimpleNamespace
@@ -102,6 +103,26 @@ def test_a_head_that_beats_a_tied_one_is_tied_too():
     assert best_of([best, twin], y, Metric.ACCURACY) is best
     assert best_of([best, other], y, Metric.ACCURACY) is other
     assert best_of([best, twin, other], y, Metric.ACCURACY) is twin
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_metric_is_refused_where_it_would_be_no_number(metric, labels):
+    rng = np.random.default_rng(0)
+    refused = 0
+    for rows in (1, 2, 3, 4) * 20:
+        y = rng.integers(0, 2, (rows, 2)) if labels else rng.integers(0, 3, rows)
+        probs = rng.dirichlet(np.ones(2 if labels else 3), rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the mean of no areas
+            known = not np.isnan(metrics.score_function(metric)(y, probs))
+        if known:
+            metrics.check_defined(metric, y, "val")
+            continue
+        refused += 1
+        with pytest.raises(DataError, match=f"all {rows} val rows have the same"):
+            metrics.check_defined(metric, y, "val")
+    assert (refused > 5) == (metric is Metric.AUROC)
 
 
 def test_the_frontier_keeps_what_nothing_beats():

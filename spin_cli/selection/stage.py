@@ -71,7 +71,7 @@ def select(
     ArtifactError
         *source* is not a whole activations folder, or *output* is in the way.
     DataError
-        There are no validation rows to choose by.
+        There are no validation rows to choose by, or the metric says nothing of them.
     """
     started = time.time()
     here = ranks.current()
@@ -80,6 +80,7 @@ def select(
     samples, codes = read_labels(source, parent)
     n_classes = len(parent["classes"])
     metric = config.metric or default_metric(codes[samples.rows("train")], n_classes)
+    metrics.check_defined(metric, codes[samples.rows("val")], "val")
     features = activations.features_of(parent)
     dtype = StorageDtype(parent["storage_dtype"])
     device = placing.choose(config)

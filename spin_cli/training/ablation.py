@@ -58,6 +58,8 @@ def ablate(
         An artifact is missing, damaged, or not made from the others.
     UsageError
         No matrix is left by the options.
+    DataError
+        The metric says nothing of the val rows, or of those that are scored.
     """
     selection = artifacts.read_manifest(source, "selection")
     inputs = read_inputs(source, selection, TrainConfig(metric=config.metric))
@@ -66,6 +68,7 @@ def ablate(
     items = _matching(source, inputs, config, chosen)
     rows = _rows(inputs, config, sum(item.feature.width for item in items), notes)
     scored_on = "test" if len(rows["test"]) else "val"
+    metrics.check_defined(inputs.metric, inputs.codes[rows[scored_on]], scored_on)
     if scored_on == "val":
         notes.append("no test rows: scored on val rows, by which the penalties are chosen too")
     fitted_to = scored_on == "val" and chosen.get("refit") is True

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import artifacts
+from spin_cli import artifacts, metrics
 from spin_cli.activations import Feature, features_of
 from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import CV_VAL_ROWS, TrainConfig
@@ -74,9 +74,14 @@ class Inputs:
 
 
 def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) -> Inputs:
-    """Check the artifacts before, and read what is known of each row."""
+    """Check the artifacts before, and read what is known of each row.
+
+    `DataError` where the metric says nothing of the val rows.
+    """
     folder, manifest = artifacts.read_parent(source, selection)
     samples, codes = read_targets(folder, manifest)
+    metric = config.metric or Metric(selection["metric"])
+    metrics.check_defined(metric, codes[samples.rows("val")], "val")
     features = features_of(manifest)
     there = {feature.layer for feature in features}
     return Inputs(
@@ -88,7 +93,7 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
         codes=codes,
         rows={name: samples.rows(name) for name in ("train", "val", "test")},
         dtype=StorageDtype(manifest["storage_dtype"]),
-        metric=config.metric or Metric(selection["metric"]),
+        metric=metric,
         config=config,
     )
 

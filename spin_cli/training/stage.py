@@ -87,7 +87,8 @@ def train(
     UsageError
         No candidate is left by the options, or options that contradict each other.
     DataError
-        A target that too few rows stand behind, or that no threshold meets.
+        A target that too few rows stand behind, or that no threshold meets; a metric that says
+        nothing of the val rows.
     """
     started = time.time()
     selection = artifacts.read_manifest(source, "selection")
