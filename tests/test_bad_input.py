@@ -346,6 +346,24 @@ def test_a_metric_that_says_nothing_of_the_val_rows_is_refused_before_any_fit(sp
     assert_refused(spin("ablate", out, "--metric", "auroc"), 3, refusal)
 
 
+def test_texts_that_are_all_alike_are_trained_on_with_a_word(spin, tmp_path):
+    """Each text has most of its words from the one before it, so that all are one group."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    stories = [" ".join(f"word{k}" for k in range(3 * i, 3 * i + 12)) for i in range(40)]
+    rows = [(f"{s} {('good', 'bad')[i % 2]}", "yn"[i % 2]) for i, s in enumerate(stories)]
+    write_csv(data / "train.csv", rows)
+    options = ("--layers", "1-2", "--pooling", "mean")
+    assert spin("extract", data, "-m", MODEL, "-o", out / "activations", *options).code == 0
+    assert spin("select", out / "activations").code == 0
+    for options, rows_of in (((), 40), (("--masks-only",), 40), (("--cv", "0"), 36)):
+        done = spin("train", out / "selection", "-o", out / "head", "--force", *options)
+        assert done.code == 0, done.err
+        assert f"note: {rows_of} of {rows_of} texts have so much of their wording in" in done.err
+    done = spin("train", out / "selection", "-o", out / "head", "--force", "--masks-only", "--cv=0")
+    assert done.code == 0 and "their wording" in done.err and " folds" not in done.err
+
+
 def test_train_refuses_activations_that_were_made_again(spin, tiny_run, run_copy):
     shutil.rmtree(run_copy / "head")
     out = run_copy / "activations"

@@ -277,6 +277,37 @@ def test_a_phrase_that_stands_in_every_text_joins_none():
     assert len(set(near_duplicates(texts))) > 40
 
 
+def test_a_phrase_of_a_fifth_of_few_texts_joins_none():
+    """A template of all texts makes no copies; two copies among them are found."""
+    texts = [f"In my opinion the film that we saw on day {i} was fine" for i in range(40)]
+    assert len(set(near_duplicates(texts))) == 40
+    other = "Nobody who was there has ever asked for more"
+    groups = near_duplicates([other, *texts, other.upper() + ", they say"])
+    assert groups[0] == groups[-1] and len(set(groups)) == 41
+    assert near_duplicates(["the same again"] * 2).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_fold_can_be_judged_by_a_head_that_knows_every_class(seed, labels):
+    """Whatever is alike: no fold is empty, none is most of the rows, none has all of a class."""
+    rng = np.random.default_rng(seed)
+    rows, folds = int(rng.integers(12, 60)), int(rng.integers(2, 6))
+    if labels:
+        codes = np.eye(3, dtype=np.int64)[rng.integers(0, 3, rows)]
+    else:
+        codes = rng.choice(3, rows, p=[0.7, 0.2, 0.1])
+    groups = rng.integers(0, rng.integers(1, 8), rows)
+    groups = np.where(rng.random(rows) < 0.5, groups, codes.argmax(1) if labels else codes)
+    fold = fold_rows(codes, folds, seed, groups)
+    assert set(fold) == set(range(folds))
+    assert np.bincount(fold).max() <= 2 * rows / folds + 1
+    of = codes.T == 1 if labels else [codes == code for code in range(3)]
+    for there in of:
+        if there.sum() >= 2:
+            assert len(set(fold[there])) >= 2
+
+
 def test_val_rows_that_are_much_like_train_rows_are_told_and_left_out(monkeypatch):
     @dataclass(frozen=True)
     class Known:

@@ -23,7 +23,7 @@ from spin_cli.config import (
 from spin_cli.errors import DataError, SpinError, UsageError
 from spin_cli.training.blend import blends, with_stacks
 from spin_cli.training.calibration import OUT_OF_FOLD, Evidence
-from spin_cli.training.folds import Folds
+from spin_cli.training.folds import Folds, too_large
 from spin_cli.training.inputs import Inputs
 from spin_cli.training.pick import Judged, best_of
 from spin_cli.training.search import (
@@ -35,6 +35,7 @@ from spin_cli.training.search import (
     try_all,
 )
 from spin_cli.training.stack import DEPTHS, WIDEST, fit_stacks
+from spin_cli.training.stack import FOLDS as STACK_FOLDS
 from spin_cli.training.table import Reader
 from spin_cli.training.tried import Found
 
@@ -199,6 +200,25 @@ def without_folds(inputs: Inputs) -> list[str]:
         f"no cross-validation, as a single row of train and val has the class {named}: all choices"
         f" were made on {len(inputs.rows['val'])} val rows instead of all"
         f" {len(inputs.search_rows)}; add rows of it, or leave it out"
+    ]
+
+
+def parted_groups(inputs: Inputs) -> list[str]:
+    """What to say where more texts are near-duplicates of each other than fit into a fold."""
+    folds, groups = fold_count(inputs), inputs.groups
+    if groups is None:
+        return []
+    if not folds:  # then a stack alone has folds, of train rows
+        groups = groups[: len(inputs.rows["train"])]
+    if stack_features(inputs):
+        folds = max(folds, STACK_FOLDS)
+    count = int(too_large(groups, folds).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} of {len(groups):,} texts have so much of their wording in common that they do"
+        f" not fit into one of {folds} folds: they were dealt out as if they were different texts,"
+        " so that what is judged out of fold may look too good"
     ]
 
 

@@ -18,8 +18,9 @@ RUN = 5
 """Words in a row; two texts have them in common by copying more often than by chance."""
 SHARE = 0.5
 """Of the runs of the shorter text: from there on two texts belong together."""
-BOILERPLATE = 50
-"""A run in more texts than this is a phrase of the trade, and counts for nothing."""
+BOILERPLATE, COMMON = 50, 0.2
+"""A run in more texts than this, or in more than this share of all, is a phrase of the trade, and
+counts for nothing; a run in two texts never is."""
 BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -68,7 +69,8 @@ def _components(
 ) -> NDArray[np.int64]:
     total = np.bincount(owner, minlength=n_texts)
     _, run, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-    common = ((sizes > 1) & (sizes <= BOILERPLATE))[run]
+    most = max(2, min(BOILERPLATE, int(COMMON * n_texts)))
+    common = ((sizes > 1) & (sizes <= most))[run]
     has = csr_matrix(
         (np.ones(common.sum(), np.int32), (owner[common], run[common])), (n_texts, len(sizes))
     )

@@ -33,13 +33,59 @@ def fold_rows(
 ) -> NDArray[np.int64]:
     """The fold (N,) of each row; every class, or label, is dealt out evenly over the folds.
 
-    *groups* (N,): rows of one group stay together. The largest groups are dealt first, each to the
-    fold with the fewest rows of its classes so far.
+    *groups* (N,): rows of one group stay together, unless it is `too_large`, or the training rows
+    of a fold would lack a class that has two rows or more.
     """
-    if codes.ndim == 2:
-        return _fold_labels(codes, folds, seed, groups)
-    order = np.random.default_rng(seed).permutation(len(codes))
     groups = np.arange(len(codes)) if groups is None else groups
+    groups = _parted(groups, too_large(groups, folds))
+    while True:
+        deal = _fold_labels if codes.ndim == 2 else _fold_classes
+        fold = deal(codes, folds, seed, groups)
+        torn = _of_one_fold(codes, fold) & (_sizes(groups) > 1)
+        if not torn.any():
+            return fold
+        groups = _parted(groups, np.isin(groups, groups[torn]))
+
+
+def too_large(groups: NDArray[np.int64], folds: int) -> NDArray[np.bool_]:
+    """Rows (N,) of groups that no fold has room for: of more than an equal share of the rows.
+
+    Without these no fold is left without a group.
+    """
+    sizes = _sizes(groups)
+    return np.asarray((sizes > 1) & (sizes * folds > len(groups)))
+
+
+def _sizes(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many rows the group of each row has."""
+    _, unit, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.asarray(counts[unit])
+
+
+def _parted(groups: NDArray[np.int64], rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """*groups*, with each of *rows* (N,) in a group of its own."""
+    fresh = groups.max(initial=0) + 1 + np.arange(len(groups))
+    return np.asarray(np.where(rows, fresh, groups))
+
+
+def _of_one_fold(codes: NDArray[np.int64], fold: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Rows (N,) of classes, or with labels, that no other fold has; those of a single row are not.
+
+    A class of which one fold has all rows is none that its head could be trained on.
+    """
+    has = codes > 0 if codes.ndim == 2 else codes[:, None] == np.arange(codes.max() + 1)
+    found = np.zeros(len(codes), bool)
+    for rows in has.T:
+        if rows.sum() > 1 and len(np.unique(fold[rows])) == 1:
+            found |= rows
+    return found
+
+
+def _fold_classes(
+    codes: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The largest groups first, each to the fold with the fewest rows of its classes so far."""
+    order = np.random.default_rng(seed).permutation(len(codes))
     members: dict[int, list[int]] = {}
     for row in order[np.argsort(codes[order], kind="stable")]:
         members.setdefault(int(groups[row]), []).append(int(row))
@@ -58,16 +104,13 @@ def fold_rows(
 
 
 def _fold_labels(
-    labels: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None
+    labels: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """As `fold_rows`; a group counts as one row that has all of its rows' labels."""
-    shares = (1.0 / folds,) * folds
-    if groups is None:
-        return deal_out(labels, shares, seed)
+    """A group counts as one row that has all of its rows' labels."""
     names, unit = np.unique(groups, return_inverse=True)
     together = np.zeros((len(names), labels.shape[1]), np.int64)
     np.maximum.at(together, unit, labels)
-    return np.asarray(deal_out(together, shares, seed)[unit])
+    return np.asarray(deal_out(together, (1.0 / folds,) * folds, seed)[unit])
 
 
 class Folds:

@@ -30,7 +30,7 @@ from spin_cli.training.calibration import (
     fit_scaling,
 )
 from spin_cli.training.card import model_card
-from spin_cli.training.contest import fold_count, search, stacks, without_folds
+from spin_cli.training.contest import fold_count, parted_groups, search, stacks, without_folds
 from spin_cli.training.folds import Folds
 from spin_cli.training.inputs import (
     Inputs,
@@ -102,6 +102,7 @@ def train(
     if not fold_count(inputs):
         inputs, more = leave_twins_out(inputs)
         notes += more
+    notes += parted_groups(inputs)
     reader = make_reader(source, inputs, inputs.search_rows)
     found = search(reader, inputs, progress)
     oof = out_of_fold(reader, inputs, found) if config.oof else None
