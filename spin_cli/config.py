@@ -32,6 +32,7 @@ from spin_cli.choices import (
     Solver,
     StorageDtype,
 )
+from spin_cli.ranges import COUNT, ETA, POSITIVE, SEED, SHARE, Range, ranged
 
 Config = TypeVar("Config")
 
@@ -51,6 +52,8 @@ CV_VAL_ROWS, CV_MAX_ROWS = 1_000, 20_000
 MAX_SEPARATOR = 16
 MAX_WIDTH, MAX_CLASSES = 2**20, 10_000
 """Of a matrix, and of all labels: files from elsewhere that name more are refused."""
+MAX_MEMORY = 10**18
+"""Bytes."""
 MAX_TEXT_CHARS = 2_000_000
 """A longer text is refused: it is a file in one field, most likely a broken quote."""
 
@@ -68,9 +71,9 @@ class DataConfig:
     label_column: str = "label"
     id_column: str | None = None
     format: Format = Format.AUTO
-    val_fraction: float = 0.1
+    val_fraction: float = ranged(0.1, Range(0, below=1))
     """Share of train that becomes val where no val file is given."""
-    seed: int = 0
+    seed: int = ranged(0, SEED)
     label_separator: str | None = field(default=None, metadata={SPARSE: True})
     """Stands between the labels of a row, of which there may be any number; None: one label."""
 
@@ -85,11 +88,11 @@ class ModelConfig:
     device: str = "auto"
     trust_remote_code: bool = False
     allow_pickle: bool = False
-    max_length: int = DEFAULT_MAX_LENGTH
+    max_length: int = ranged(DEFAULT_MAX_LENGTH, POSITIVE)
     """Tokens, special tokens included; never above what the model can take."""
     truncation_side: Side = Side.RIGHT
     long: Long = Long.TRUNCATE
-    overlap: float = 0.25
+    overlap: float = ranged(0.25, Range(0, MAX_OVERLAP), "--window-overlap")
     """Share of a window that it has in common with the next one; for ``long=window``."""
     prompt_template: str | None = None
     """Text with one ``{text}`` in it."""
@@ -105,7 +108,7 @@ class ModelConfig:
     """Round the weights as they are loaded (bitsandbytes)."""
     device_map: str | None = None
     """``auto``: spread over all GPUs, main memory and disk (accelerate)."""
-    batch_tokens: int | None = None
+    batch_tokens: int | None = ranged(None, POSITIVE)
     """Tokens in one batch; None: by device."""
 
 
@@ -130,29 +133,29 @@ class SelectConfig:
 
     metric: Metric | None = None
     """None: macro-F1 where the rarest class has under half of an equal share, else accuracy."""
-    etas: tuple[float, ...] = DEFAULT_ETAS
-    path_points: int = 20
+    etas: tuple[float, ...] = ranged(DEFAULT_ETAS, ETA, "--eta")
+    path_points: int = ranged(20, Range(2, 10_000))
     """Points on the path of penalties, from all-zero downwards."""
-    path_ratio: float = 1e-3
+    path_ratio: float = ranged(1e-3, Range(above=0, below=1), "-s select.path_ratio")
     """The weakest penalty as a share of the one at which all weights are zero."""
-    tol: float = 1e-4
+    tol: float = ranged(1e-4, Range(above=0, most=1), "-s select.tol")
     """Largest KKT violation accepted, relative to the penalty at which all weights are zero."""
-    max_iter: int = 50
+    max_iter: int = ranged(50, POSITIVE, "-s select.max_iter")
     solver: Solver = Solver.NEWTON
-    top_k: int | None = None
+    top_k: int | None = ranged(None, POSITIVE)
     """Most neurons kept of one matrix; None: all of non-zero weight."""
-    bootstrap: int = 0
+    bootstrap: int = ranged(0, Range(0, 10_000))
     """Resamples of the training rows over which selection frequencies are counted."""
     control: Control = Control.NONE
     device: str = "auto"
     """Where probes are solved: ``auto`` takes a CUDA device if there is one, else the CPU."""
-    memory_limit: int | None = None
+    memory_limit: int | None = ranged(None, Range(0, MAX_MEMORY))
     """Bytes that matrices may take; None: the largest and a little, or as many as ``workers`` are
     asked for; streamed only what takes over half of the free memory. Decides how many are held at
     once, and which are streamed; never what is found."""
-    workers: int = 0
+    workers: int = ranged(0, COUNT)
     """Threads; 0: one per core."""
-    seed: int = 0
+    seed: int = ranged(0, SEED)
 
 
 @dataclass(frozen=True)
@@ -163,15 +166,15 @@ class TrainConfig:
     """None: the one that ``select`` used."""
     sites: tuple[str, ...] = ("hidden", "ffn", "gate", "both")
     """Sites to search, by `choices.site_name`; ``both`` puts hidden and ffn side by side."""
-    etas: tuple[float, ...] = DEFAULT_ETAS
-    max_layer: int | None = None
-    max_neurons: int | None = None
-    max_cells: int = 120_000_000
+    etas: tuple[float, ...] = ranged(DEFAULT_ETAS, ETA, "--eta")
+    max_layer: int | None = ranged(None, COUNT)
+    max_neurons: int | None = ranged(None, POSITIVE)
+    max_cells: int = ranged(120_000_000, POSITIVE, "-s train.max_cells")
     """Training rows times neurons of the largest head tried: bounds time and memory."""
     search: Search = Search.FAST
     masks_only: bool = False
     """Only heads on selected neurons: neither blends nor stacks."""
-    cv: int | None = None
+    cv: int | None = ranged(None, COUNT)
     """Folds of the cross-validated choice; 0: val rows alone; None: `CV_FOLDS`, or for many rows
     `CV_FEW_FOLDS`, where val has under `CV_VAL_ROWS` rows and train and val together no more than
     `CV_MAX_ROWS`."""
@@ -183,15 +186,15 @@ class TrainConfig:
     calibration: Calibration = Calibration.TEMPERATURE
     positive_label: str | None = None
     """The class that targets are about; None: the second."""
-    target_precision: float | None = None
-    target_recall: float | None = None
-    abstain_below: float | None = None
-    target_accuracy: float | None = None
+    target_precision: float | None = ranged(None, SHARE)
+    target_recall: float | None = ranged(None, SHARE)
+    abstain_below: float | None = ranged(None, SHARE)
+    target_accuracy: float | None = ranged(None, SHARE)
     """Accuracy wanted of the answers given; the others are abstained from."""
     oof: Path | None = None
     """Where to write out-of-fold probabilities of train and val texts."""
-    workers: int = 0
-    seed: int = 0
+    workers: int = ranged(0, COUNT)
+    seed: int = ranged(0, SEED)
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ class PredictConfig:
     """Load pickled weights too."""
     dtype: Dtype = Dtype.AUTO
     device: str = "auto"
-    batch_tokens: int | None = None
+    batch_tokens: int | None = ranged(None, POSITIVE)
     evaluate: bool = False
     label_separator: str | None = None
     """Stands between a row's labels, in and out; None: as the head was trained."""
@@ -223,11 +226,11 @@ class PredictConfig:
     keep_columns: bool = False
     """Carry the input's columns through."""
     on_error: OnError = OnError.STOP
-    threshold: float | None = None
+    threshold: float | None = ranged(None, SHARE)
     """Abstain from answers of a lower probability; None: as the head was trained."""
-    top: int | None = None
+    top: int | None = ranged(None, POSITIVE)
     """Show only so many classes, the likeliest."""
-    explain: int = 0
+    explain: int = ranged(0, COUNT)
     """Neurons named as reasons for each answer."""
     explain_tokens: bool = False
     watch: str | None = None
@@ -242,17 +245,17 @@ class AblateConfig:
     """Sites by `choices.site_name`; None: the head's, else all there are."""
     poolings: tuple[Pooling, ...] | None = None
     """None: the head's, else all."""
-    depth: int | None = None
+    depth: int | None = ranged(None, COUNT, "--max-layer")
     """Last layer, by position; None: the head's, else all."""
-    etas: tuple[float, ...] = DEFAULT_ETAS
-    draws: int = 3
+    etas: tuple[float, ...] = ranged(DEFAULT_ETAS, ETA, "--eta")
+    draws: int = ranged(3, Range(1, 10_000))
     """Random sets of neurons for each eta."""
-    rows: int = 2_000
+    rows: int = ranged(2_000, Range(10))
     """Most training rows."""
     metric: Metric | None = None
     """None: the one that `select` used."""
-    seed: int = 0
-    workers: int = 0
+    seed: int = ranged(0, SEED)
+    workers: int = ranged(0, COUNT)
 
 
 @dataclass(frozen=True)
@@ -275,10 +278,10 @@ class ReportConfig:
 class VerifyConfig:
     """Options of ``spin verify``."""
 
-    rows: int = 8
+    rows: int = ranged(8, COUNT)
     """Random rows of activations to recompute through the model; 0: nothing is recomputed, and no
     model is loaded."""
-    seed: int = 0
+    seed: int = ranged(0, SEED)
     model: str | None = None
     """Where the model lies now, if not where the manifest says."""
     trust_remote_code: bool = False

@@ -18,7 +18,6 @@ from typing import Any
 
 from spin_cli.choices import SITE_NAMES, sites_of
 from spin_cli.config import (
-    MAX_OVERLAP,
     DataConfig,
     ExtractConfig,
     ModelConfig,
@@ -27,6 +26,7 @@ from spin_cli.config import (
     from_plain,
 )
 from spin_cli.errors import UsageError
+from spin_cli.ranges import check_ranges
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,18 +50,6 @@ NESTED = ("data", "model")
 TRUST = ("trust_remote_code", "allow_pickle")
 """Never believed from a file, which may come from a stranger."""
 PATHS = {"data": (DATA_PATH,), "model": ("model", "adapter"), "train": ("oof",)}
-LEAST: dict[tuple[str, str], float] = {
-    ("model", "max_length"): 1, ("model", "batch_tokens"): 1, ("model", "overlap"): 0,
-    ("select", "path_points"): 2, ("select", "top_k"): 1, ("select", "bootstrap"): 0,
-    ("select", "max_iter"): 1, ("select", "memory_limit"): 0, ("select", "workers"): 0,
-    ("train", "max_layer"): 0, ("train", "max_neurons"): 1, ("train", "max_cells"): 1,
-    ("train", "cv"): 0, ("train", "workers"): 0, ("train", "target_precision"): 0,
-    ("train", "target_recall"): 0, ("train", "abstain_below"): 0, ("train", "target_accuracy"): 0,
-}  # fmt: skip
-MOST: dict[tuple[str, str], float] = {
-    ("model", "overlap"): MAX_OVERLAP, ("train", "target_precision"): 1,
-    ("train", "target_recall"): 1, ("train", "abstain_below"): 1, ("train", "target_accuracy"): 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,6 +139,7 @@ def _checked(section: str, values: dict[str, Any], where: str) -> Any:
         made = from_plain(CONFIGS[section], values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: [{section}] {error}") from error
+    check_ranges(made, f"{where}: [{section}] ")
     for key in keys(section):
         value = getattr(made, key)
         if problem := _problem(section, key, value):
@@ -169,13 +158,8 @@ def _problem(section: str, key: str, value: Any) -> str | None:
     """What a value of the right type should be and is not."""
     if value is None:
         return None
-    low, high = LEAST.get((section, key)), MOST.get((section, key))
-    if (low is not None and value < low) or (high is not None and value > high):
-        return f"at least {low:g}" if high is None else f"a number from {low:g} to {high:g}"
     if isinstance(value, tuple) and not value:
         return "at least one"
-    if key == "etas" and not all(0 < eta <= 1 for eta in value):
-        return "numbers above 0 and up to 1"
     if (section, key) == ("train", "sites") and not all(map(_names_sites, value)):
         return f"some of {SITE_NAMES}"
     if key == "device_map" and value != "auto":

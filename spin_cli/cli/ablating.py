@@ -42,19 +42,20 @@ def ablate(
         ),
     ] = None,
     max_layer: Annotated[
-        int | None, typer.Option("--max-layer", min=0, help="Last layer; default as the head.")
+        int | None,
+        o.number(AblateConfig, "depth", help="Last layer; default as the head."),
     ] = None,
     eta: Annotated[
         str, typer.Option("--eta", help="Shares of the importance.")
     ] = DEFAULT_ETAS_TEXT,
     draws: Annotated[
-        int, typer.Option("--draws", min=1, help="Random sets of neurons for each eta.")
+        int, o.number(AblateConfig, "draws", help="Random sets of neurons for each eta.")
     ] = 3,
     rows: Annotated[
-        int, typer.Option("--rows", min=10, help="Most training rows; bounds memory and time.")
+        int, o.number(AblateConfig, "rows", help="Most training rows; bounds memory and time.")
     ] = 2000,
     metric: o.ChooseBy = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of rows and random sets.")] = 0,
+    seed: Annotated[int, o.number(AblateConfig, "seed", help="Seed of rows and random sets.")] = 0,
     workers: o.Workers = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="CSV file to write the numbers to.")

@@ -10,6 +10,7 @@ import typer
 from spin_cli.cli import options as o
 from spin_cli.cli.terminal import print_json, print_table, progress_bar
 from spin_cli.errors import ArtifactError
+from spin_cli.ranges import COUNT, SEED, SHARE
 
 
 def inspect(
@@ -18,13 +19,9 @@ def inspect(
     ],
     rows: Annotated[
         int,
-        typer.Option(
-            "--rows", min=0, help="Rows of activations that numbers are taken from; 0: all."
-        ),
+        o.number(COUNT, "rows", help="Rows of activations that numbers are taken from; 0: all."),
     ] = 2048,
-    eta: Annotated[
-        float, typer.Option("--eta", min=0.0, max=1.0, help="Masks that are compared.")
-    ] = 0.8,
+    eta: Annotated[float, o.number(SHARE, "eta", help="Masks that are compared.")] = 0.8,
     every: Annotated[
         bool, typer.Option("--all", help="Every matrix, and all that train measured.")
     ] = False,
@@ -59,13 +56,13 @@ def verify(
     ],
     rows: Annotated[
         int,
-        typer.Option(
-            "--rows",
-            min=0,
+        o.number(
+            COUNT,
+            "rows",
             help="Rows of activations to recompute through the model; 0: recompute nothing.",
         ),
     ] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="Decides which rows.")] = 0,
+    seed: Annotated[int, o.number(SEED, "seed", help="Decides which rows.")] = 0,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Where the model lies now.")
     ] = None,

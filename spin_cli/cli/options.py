@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,8 @@ from spin_cli.choices import (
     Site,
     StorageDtype,
 )
-from spin_cli.config import MAX_OVERLAP
+from spin_cli.config import DataConfig, ModelConfig, SelectConfig, TrainConfig
+from spin_cli.ranges import Range, flag_of, range_of
 
 DECISIONS = "Decisions"
 INPUT = "Input"
@@ -47,6 +48,22 @@ def offer_list(*members: Enum) -> Callable[[str], list[str]]:
         return [f"{before}{comma}{name}" for name in left if name.startswith(last)]
 
     return offered
+
+
+def number(of: type[Any] | Range, name: str, help: str, **options: Any) -> Any:  # noqa: A002
+    """An option that is a number: its range stands in ``--help`` and is checked as it is read.
+
+    Parameters
+    ----------
+    of : the configuration that has a field *name*, or the range itself
+    """
+    span, flag = (of, flag_of(name)) if isinstance(of, Range) else range_of(of, name)
+
+    def checked(value: Any) -> Any:
+        span.check(flag, value)
+        return value
+
+    return typer.Option(flag, help=f"{help} [{span}]", callback=checked, **options)
 
 
 Data = Annotated[
@@ -80,9 +97,9 @@ Settings = Annotated[
 ]  # fmt: skip
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Seed = Annotated[int, typer.Option("--seed", help="Decides what is split off for val.")]
+Seed = Annotated[int, number(DataConfig, "seed", help="Decides what is split off for val.")]
 Workers = Annotated[
-    int, typer.Option("--workers", help="Fits done side by side; 0: one for each core.")
+    int, number(SelectConfig, "workers", help="Fits done side by side; 0: one for each core.")
 ]
 TextColumn = Annotated[
     str, typer.Option("--text-column", help="Column of the text.", rich_help_panel=INPUT)
@@ -111,8 +128,8 @@ FileFormat = Annotated[
 ]
 ValFraction = Annotated[
     float,
-    typer.Option(
-        "--val-fraction", help="Share of train that becomes val without a val file.",
+    number(
+        DataConfig, "val_fraction", help="Share of train that becomes val without a val file.",
         rich_help_panel=INPUT,
     ),
 ]  # fmt: skip
@@ -141,7 +158,7 @@ AllowPickle = Annotated[
 ]
 MaxLength = Annotated[
     int,
-    typer.Option("--max-length", min=1, help="Most tokens of a text.", rich_help_panel=MODEL),
+    number(ModelConfig, "max_length", help="Most tokens of a text.", rich_help_panel=MODEL),
 ]
 TruncationSide = Annotated[
     Side, typer.Option("--truncation-side", help="Which end is cut.", rich_help_panel=MODEL)
@@ -156,10 +173,9 @@ LongTexts = Annotated[
 ]
 WindowOverlap = Annotated[
     float,
-    typer.Option(
-        "--window-overlap",
-        min=0.0,
-        max=MAX_OVERLAP,
+    number(
+        ModelConfig,
+        "overlap",
         help="Share of a window that the next one repeats, for --long window.",
         rich_help_panel=MODEL,
     ),
@@ -208,9 +224,9 @@ DeviceMap = Annotated[
 ]
 BatchTokens = Annotated[
     int | None,
-    typer.Option(
-        "--batch-tokens",
-        min=1,
+    number(
+        ModelConfig,
+        "batch_tokens",
         help="Most tokens in a batch, padding included.",
         rich_help_panel=MODEL,
     ),
@@ -245,8 +261,8 @@ SearchBudget = Annotated[
 ]
 Folds = Annotated[
     int | None,
-    typer.Option(
-        "--cv", min=0,
+    number(
+        TrainConfig, "cv",
         help="Folds of select and train together; 0: none; default 5 where val has few rows.",
     ),
 ]  # fmt: skip
@@ -280,29 +296,29 @@ PositiveLabel = Annotated[
 ]  # fmt: skip
 TargetPrecision = Annotated[
     float | None,
-    typer.Option(
-        "--target-precision", min=0, max=1, help="Lowest threshold of this precision.",
+    number(
+        TrainConfig, "target_precision", help="Lowest threshold of this precision.",
         rich_help_panel=DECISIONS,
     ),
 ]  # fmt: skip
 TargetRecall = Annotated[
     float | None,
-    typer.Option(
-        "--target-recall", min=0, max=1, help="Highest threshold of this recall.",
+    number(
+        TrainConfig, "target_recall", help="Highest threshold of this recall.",
         rich_help_panel=DECISIONS,
     ),
 ]  # fmt: skip
 AbstainBelow = Annotated[
     float | None,
-    typer.Option(
-        "--abstain-below", min=0, max=1, help="No answer below this probability.",
+    number(
+        TrainConfig, "abstain_below", help="No answer below this probability.",
         rich_help_panel=DECISIONS,
     ),
 ]  # fmt: skip
 TargetAccuracy = Annotated[
     float | None,
-    typer.Option(
-        "--target-accuracy", min=0, max=1, help="Abstain from as few texts as this takes.",
+    number(
+        TrainConfig, "target_accuracy", help="Abstain from as few texts as this takes.",
         rich_help_panel=DECISIONS,
     ),
 ]  # fmt: skip

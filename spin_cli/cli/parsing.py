@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from spin_cli.choices import SITE_NAMES, Bits, sites_of
 from spin_cli.errors import UsageError
+from spin_cli.ranges import ETA
 
 Choice = TypeVar("Choice", bound=Enum)
 
@@ -36,14 +37,13 @@ def site_names(text: str) -> tuple[str, ...]:
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers in (0, 1] from a comma-separated list, in growing order."""
+    """Values of eta from a comma-separated list, in growing order."""
     try:
-        values = sorted({float(part) for part in text.split(",")})
+        values = tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError as error:
         raise UsageError(f"{option} {text}: expected numbers with commas between") from error
-    if not values or values[0] <= 0 or values[-1] > 1:
-        raise UsageError(f"{option} {text}: expected numbers above 0 and up to 1")
-    return tuple(values)
+    ETA.check(option, values)
+    return values
 
 
 def read_template(path: Path | None) -> str | None:

@@ -18,6 +18,7 @@ from spin_cli.cli.terminal import print_json, say
 from spin_cli.cli.writing import partial_path
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError, DataError, UsageError
+from spin_cli.ranges import Range
 from spin_cli.ranks import Ranks, current
 
 OUTPUT, REASONS, CHECKS = "Output", "Reasons", "Checks"
@@ -49,16 +50,15 @@ def predict(
     ] = False,
     top: Annotated[
         int | None,
-        typer.Option(
-            "--top", min=1, help="Show the likeliest classes alone.", rich_help_panel=OUTPUT
+        o.number(
+            PredictConfig, "top", help="Show the likeliest classes alone.", rich_help_panel=OUTPUT
         ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(
-            "--threshold",
-            min=0.0,
-            max=1.0,
+        o.number(
+            PredictConfig,
+            "threshold",
             rich_help_panel=OUTPUT,
             help="Mark answers of a lower probability as abstained [default: as trained].",
         ),
@@ -77,9 +77,9 @@ def predict(
     ] = OnError.STOP,
     explain: Annotated[
         int,
-        typer.Option(
-            "--explain",
-            min=0,
+        o.number(
+            PredictConfig,
+            "explain",
             rich_help_panel=REASONS,
             help="Name so many neurons that speak for the answer.",
         ),
@@ -119,9 +119,9 @@ def predict(
     ] = False,
     check_exit: Annotated[
         int,
-        typer.Option(
-            "--check-exit",
-            min=0,
+        o.number(
+            Range(0, 1_000_000),
+            "check_exit",
             rich_help_panel=CHECKS,
             help="Run so many rows through the whole model too, and compare.",
         ),

@@ -17,7 +17,10 @@ from spin_cli.cli.terminal import (
     progress_bar,
     say,
 )
-from spin_cli.config import DEFAULT_ETAS_TEXT, SelectConfig
+from spin_cli.config import DEFAULT_ETAS_TEXT, MAX_MEMORY, SelectConfig
+from spin_cli.ranges import Range
+
+GB = 10**9
 
 
 def select(
@@ -32,18 +35,20 @@ def select(
         str, typer.Option("--eta", help="Shares of the importance to list masks for.")
     ] = DEFAULT_ETAS_TEXT,
     path_points: Annotated[
-        int, typer.Option("--path-points", min=2, help="Penalties tried per probe.")
+        int, o.number(SelectConfig, "path_points", help="Penalties tried per probe.")
     ] = SelectConfig.path_points,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Most neurons kept of a matrix.")
+        int | None, o.number(SelectConfig, "top_k", help="Most neurons kept of a matrix.")
     ] = None,
     solver: Annotated[
         Solver, typer.Option("--solver", help="newton, or the paper's recipe for comparison.")
     ] = SelectConfig.solver,
     bootstrap: Annotated[
         int,
-        typer.Option(
-            "--bootstrap", min=0, help="Resamples over which each neuron's selection is counted."
+        o.number(
+            SelectConfig,
+            "bootstrap",
+            help="Resamples over which each neuron's selection is counted.",
         ),
     ] = SelectConfig.bootstrap,
     control: Annotated[
@@ -60,13 +65,13 @@ def select(
     ] = SelectConfig.device,
     memory_limit: Annotated[
         float | None,
-        typer.Option(
-            "--memory-limit",
-            min=0.0,
+        o.number(
+            Range(0, MAX_MEMORY // GB),
+            "memory_limit",
             help="GB for matrices; larger ones are streamed. Default: the largest and 0.35.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed.")] = 0,
+    seed: Annotated[int, o.number(SelectConfig, "seed", help="Seed.")] = 0,
     workers: o.Workers = 0,
     force: o.Force = False,
     json: o.Json = False,
@@ -84,7 +89,7 @@ def select(
         bootstrap=bootstrap,
         control=control,
         device=device,
-        memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
+        memory_limit=None if memory_limit is None else int(memory_limit * GB),
         workers=workers,
         seed=seed,
     )

@@ -33,10 +33,10 @@ def train(
     ] = "hidden,ffn,gate,both",
     eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = DEFAULT_ETAS_TEXT,
     max_layer: Annotated[
-        int | None, typer.Option("--max-layer", min=0, help="Deepest layer allowed.")
+        int | None, o.number(TrainConfig, "max_layer", help="Deepest layer allowed.")
     ] = None,
     max_neurons: Annotated[
-        int | None, typer.Option("--max-neurons", min=1, help="Most neurons allowed.")
+        int | None, o.number(TrainConfig, "max_neurons", help="Most neurons allowed.")
     ] = None,
     search: o.SearchBudget = Search.FAST,
     masks_only: o.MasksOnly = False,
@@ -52,7 +52,7 @@ def train(
     abstain_below: o.AbstainBelow = None,
     target_accuracy: o.TargetAccuracy = None,
     oof: o.OutOfFold = None,
-    seed: Annotated[int, typer.Option("--seed", help="Deals rows out over folds.")] = 0,
+    seed: Annotated[int, o.number(TrainConfig, "seed", help="Deals rows out over folds.")] = 0,
     workers: o.Workers = 0,
     force: o.Force = False,
     json: o.Json = False,

@@ -30,7 +30,8 @@ from spin_cli.dataset.rows import Row, read_rows
 from spin_cli.dataset.splits import pick_val, sort_labels
 from spin_cli.dataset.stratification import pick_val_labels
 from spin_cli.dataset.streams import hash_file
-from spin_cli.errors import DataError, UsageError
+from spin_cli.errors import DataError
+from spin_cli.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,7 @@ def scan(data: Path, config: DataConfig) -> Dataset:
         For options that cannot work.
     """
     check_separator(config.label_separator)
-    if not 0 <= config.val_fraction < 1:
-        raise UsageError(
-            f"--val-fraction {config.val_fraction}: a number from 0 to below 1 was expected"
-        )
+    check_ranges(config)
     scans = [_scan_source(s, path, config) for s, path in find_sources(data, config.format)]
     separator = config.label_separator
     named = [(item.source.split, str(item.source.path), item.names(separator)) for item in scans]

@@ -19,6 +19,7 @@ from spin_cli.config import ExtractConfig, ModelConfig
 from spin_cli.dataset import Dataset, Row, hash_sources, scan
 from spin_cli.errors import ModelError, UsageError
 from spin_cli.extraction.windows import read_rows_into
+from spin_cli.ranges import check_ranges
 
 WINDOW_BYTES = 64 * 2**20
 """The larger a window, the more alike in length are the texts of a batch: a deep model, of which
@@ -71,6 +72,7 @@ def plan(data: Path, config: ExtractConfig) -> Plan:
     SpinError
         `DataError` for the data, `ModelError` for the model, `UsageError` for options.
     """
+    check_ranges(config.model)
     heap.settle()
     dataset = scan(data, config.data)
     model = backbone.load(config.model)

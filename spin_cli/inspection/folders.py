@@ -14,6 +14,7 @@ from spin_cli.head import CONFIG, LABELS, METRICS, load_head
 from spin_cli.inspection.overlap import overlaps
 from spin_cli.inspection.statistics import MASSIVE, RATIO, summarise_all
 from spin_cli.inspection.tree import hdf5_tree, tensors
+from spin_cli.ranges import COUNT, SHARE
 from spin_cli.samples import separator_of
 from spin_cli.selected import SCORES, read_scores
 
@@ -41,7 +42,11 @@ def describe(
     ------
     ArtifactError
         Nothing is there, it is none of these, or it is damaged.
+    UsageError
+        *rows* is below 0, or *eta* no share.
     """
+    COUNT.check("--rows", rows)
+    SHARE.check("--eta", eta)
     if path.is_dir():
         return _describe_folder(path, rows, eta, progress)
     if not path.is_file():

@@ -18,6 +18,7 @@ from spin_cli.choices import Dtype, Pooling, Site
 from spin_cli.config import ModelConfig, PredictConfig, from_plain
 from spin_cli.errors import ArtifactError, ModelError, UsageError
 from spin_cli.head import Head, HeadFeature, load_head
+from spin_cli.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,10 @@ def open_predictor(folder: Path, config: PredictConfig, *, whole: bool = False) 
         The head is damaged, or was made for another model or tokenizer (which is named).
     ModelError
         The model cannot be loaded.
+    UsageError
+        A number among the options is out of its range, or the head cannot do what they ask for.
     """
+    check_ranges(config)
     artifacts.read_manifest(folder, "head")
     head = load_head(folder)
     head = _with_separator(head, config.label_separator)

@@ -28,6 +28,7 @@ from spin_cli.prediction.stream import (
     read_places,
     stopped_by,
 )
+from spin_cli.ranges import check_ranges
 
 MOST_VALUES = 2**26
 """Values (tokens times neurons) that are held at a time."""
@@ -151,8 +152,9 @@ def trace(
     ModelError
         The model is not causal, or gives NaN.
     UsageError
-        There is no such class to watch.
+        There is no such class to watch, or a number among the options is out of its range.
     """
+    check_ranges(config)
     watched = watched_class(predictor, config.watch)
     limit = config.threshold
     if limit is None:

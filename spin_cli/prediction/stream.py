@@ -25,6 +25,7 @@ from spin_cli.errors import DataError
 from spin_cli.head import Head
 from spin_cli.prediction.predictor import Predictor
 from spin_cli.prediction.reasons import Reasons, explain_answers
+from spin_cli.ranges import check_ranges
 
 FIRST_WINDOW, WINDOW = 16, 512
 """Texts handled together: few at first, so that the first answer comes soon."""
@@ -102,8 +103,11 @@ def predict(
         For a bad row, unless it is to be skipped; the rows before it were handed on.
     ModelError
         The model gives NaN for a row, which is named.
+    UsageError
+        A number among the options is out of its range.
     """
     config = config or PredictConfig()
+    check_ranges(config)
     total = 0
     first = WINDOW if resumed else FIRST_WINDOW
     for window in live_windows(items) if live else fixed_windows(items, first):

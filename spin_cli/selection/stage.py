@@ -23,6 +23,7 @@ from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import Progress, SelectConfig, quiet
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.probe import Blocks, Ranking
+from spin_cli.ranges import check_ranges
 from spin_cli.ranks import Ranks
 from spin_cli.samples import Samples, read_targets
 from spin_cli.selected import read_scores
@@ -72,7 +73,10 @@ def select(
         *source* is not a whole activations folder, or *output* is in the way.
     DataError
         There are no validation rows to choose by, or the metric says nothing of them.
+    UsageError
+        A number among the options is out of its range.
     """
+    check_ranges(config)
     started = time.time()
     here = ranks.current()
     parent = artifacts.read_manifest(source, "activations")

@@ -28,6 +28,7 @@ from spin_cli.choices import Pooling, site_name
 from spin_cli.config import AblateConfig, Progress, TrainConfig, quiet
 from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import METRICS, Head, load_head
+from spin_cli.ranges import check_ranges
 from spin_cli.training.inputs import Inputs, read_inputs
 from spin_cli.training.neuron_sets import Columns, Groups, measure, report
 from spin_cli.training.search import Split, fit_columns
@@ -57,10 +58,11 @@ def ablate(
     ArtifactError
         An artifact is missing, damaged, or not made from the others.
     UsageError
-        No matrix is left by the options.
+        No matrix is left by the options, or a number among them is out of its range.
     DataError
         The metric says nothing of the val rows, or of those that are scored.
     """
+    check_ranges(config)
     selection = artifacts.read_manifest(source, "selection")
     inputs = read_inputs(source, selection, TrainConfig(metric=config.metric))
     notes: list[str] = []

@@ -19,6 +19,7 @@ from spin_cli.activations import Feature
 from spin_cli.choices import HeadKind
 from spin_cli.config import CV_FOLDS, Progress, TrainConfig, quiet
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
+from spin_cli.ranges import check_ranges
 from spin_cli.samples import separator_of
 from spin_cli.training.blend import mean_probs
 from spin_cli.training.calibration import (
@@ -85,11 +86,13 @@ def train(
         *source* or the activations behind it are missing, damaged or changed, or *output* or the
         file for out-of-fold probabilities is in the way.
     UsageError
-        No candidate is left by the options, or options that contradict each other.
+        No candidate is left by the options, options that contradict each other, or a number out of
+        its range.
     DataError
         A target that too few rows stand behind, or that no threshold meets; a metric that says
         nothing of the val rows.
     """
+    check_ranges(config)
     started = time.time()
     selection = artifacts.read_manifest(source, "selection")
     atomic.check_vacant(output, force=force)

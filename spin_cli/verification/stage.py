@@ -25,6 +25,7 @@ from spin_cli.config import DataConfig, ModelConfig, VerifyConfig, from_plain
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
 from spin_cli.head import load_head
+from spin_cli.ranges import check_ranges
 from spin_cli.samples import read_samples
 from spin_cli.verification.recomputing import Check, recompute
 
@@ -45,8 +46,11 @@ def verify(folder: Path, **options: Any) -> list[Check]:
     ------
     ArtifactError
         There is no artifact to check.
+    UsageError
+        *rows* or *seed* are below 0.
     """
     config = VerifyConfig(**options)
+    check_ranges(config)
     if folder.is_file():
         return [_check_file(folder)]
     inside = [folder / name for name in artifacts.STAGE_OF if (folder / name).is_dir()]
