@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,7 @@ def standardisation(work: Work) -> Points:
         if f.site is Site.HIDDEN and f.pooling is Pooling.MEAN
     ]
     wanted = [features[round(k * (len(features) - 1) / 3)] for k in range(1, 4)]
+    warnings.filterwarnings("ignore", module="sklearn")  # the recipe stops short, as it has to
     judge = score_function(work.metric)
     points = []
     for feature in wanted:

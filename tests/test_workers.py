@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 
+import numpy as np
 import pytest
 
+from spin_cli.probe import fit
 from spin_cli.workers import ahead, in_order, side_by_side, worker_count
 
 
@@ -155,3 +159,43 @@ def test_an_item_that_is_being_taken_is_not_waited_for():
     assert time.monotonic() - started < 5
     assert not go_on.is_set()
     go_on.set()
+
+
+def test_no_thread_changes_the_filters_of_warnings(spin, tiny_run, tmp_path, monkeypatch, recwarn):
+    """They are the whole process's: one thread would restore what another has changed."""
+    elsewhere = []
+    enter = warnings.catch_warnings.__enter__
+
+    def watched(self):
+        caller = sys._getframe(1).f_globals["__name__"]  # scikit-learn's own are its own affair
+        main = threading.current_thread() is threading.main_thread()
+        if caller.startswith("spin_cli") and not main:
+            elsewhere.append(caller)
+        return enter(self)
+
+    monkeypatch.setattr(warnings.catch_warnings, "__enter__", watched)
+    run = tiny_run / "run"
+    for name, options in (
+        ("reference", ["--solver", "reference"]),
+        ("newton", ["--bootstrap", "2"]),
+    ):
+        done = spin(
+            "select", run / "activations", "-o", tmp_path / name, "--workers", "4", *options
+        )  # fmt: skip
+        assert done.code == 0, done.err
+    done = spin("train", run / "selection", "-o", tmp_path / "head", "--workers", "4")
+    assert done.code == 0, done.err
+    assert elsewhere == []
+    said = [each.category.__name__ for each in recwarn]
+    assert "ConvergenceWarning" not in said
+
+
+def test_a_fit_that_stops_short_can_be_silent():
+    X = np.random.default_rng(0).normal(size=(60, 5))
+    y = (X[:, 0] > 0).astype(int)
+    labels = np.stack([y, 1 - y], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for target, classes, l1 in ((y, 2, 0.1), (labels, 2, 0.1), (labels, 2, 0.0)):
+            found = fit(X, target, classes, l1=l1, l2=0.1, tol=1e-14, max_iter=1, warn=False)
+            assert not found.converged

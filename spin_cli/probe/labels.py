@@ -80,7 +80,7 @@ def balanced_label_weights(Y: NDArray[Any]) -> F64:
 
 def fit_ridge(
     X: NDArray[Any], Y: NDArray[Any], weight: F64, l2: float, init: Fit | None, tol: float,
-    max_iter: int,
+    max_iter: int, warn: bool,
 ) -> Fit:  # fmt: skip
     """All labels together, without an l1 penalty; arguments as of `fit`."""
     problem = Labels(X, Y.astype(np.float64), weight)
@@ -99,7 +99,7 @@ def fit_ridge(
     worst = max(float(np.abs(gradient).max(initial=0.0)), float(np.abs(R.sum(0)).max()))
     kkt = worst / top if top > 0 else 0.0
     objective = problem.loss(z) + 0.5 * l2 * float((exact * exact).sum())
-    if kkt > tol:
+    if warn and kkt > tol:
         warnings.warn(
             f"the fit of {Y.shape[1]} labels stopped at a violation of {kkt:.1e}, above the"
             f" tolerance {tol:.1e}, after {used} steps (l2={l2:g})",

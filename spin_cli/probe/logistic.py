@@ -40,6 +40,7 @@ def fit(
     gram: Gram | None = None,
     tol: float = DEFAULT_TOL,
     max_iter: int = DEFAULT_MAX_ITER,
+    warn: bool = True,
 ) -> Fit:
     """Minimise ``Σ_i w_i loss_i(W, b) + l1 ‖W‖₁ + l2/2 ‖W‖₂²`` over W and b.
 
@@ -60,6 +61,8 @@ def fit(
     gram : handed to each of several ridge fits to the same X, it spares all but the first a product
     tol : largest violation of the optimality conditions accepted, relative to `lambda_max`
     max_iter : steps allowed (each of Newton, FISTA or L-BFGS)
+    warn : where ``tol`` is not reached. A warning cannot be caught on a thread: the filters are the
+        whole process's
 
     Raises
     ------
@@ -69,7 +72,7 @@ def fit(
     Warns
     -----
     ConvergenceWarning
-        Where ``tol`` was not reached; `Fit.converged` is False then.
+        Where ``tol`` was not reached, unless *warn* is False; `Fit.converged` is False then.
 
     Notes
     -----
@@ -78,13 +81,13 @@ def fit(
     if l1 < 0 or l2 < 0 or l1 + l2 <= 0:
         raise ValueError(f"penalties l1={l1}, l2={l2}: not negative and not both zero")
     if np.ndim(y) == 2:
-        return _fit_labels(X, y, l1, l2, sample_weight, init, tol, max_iter)
+        return _fit_labels(X, y, l1, l2, sample_weight, init, tol, max_iter, warn)
     X, y, weight = check_data(X, y, n_classes, sample_weight)
     if n_classes > 2 and multi_class == "ovr":
         parts = [
             fit(
                 X, (y == k).astype(np.intp), 2, l1=l1, l2=l2, sample_weight=weight,
-                init=_class_of(init, k), gram=gram, tol=tol, max_iter=max_iter,
+                init=_class_of(init, k), gram=gram, tol=tol, max_iter=max_iter, warn=warn,
             )
             for k in range(n_classes)
         ]  # fmt: skip
@@ -100,7 +103,7 @@ def fit(
             _approach(solver, l1, l2, max_iter)
         # Half: what the certificate in float64 finds may be a little more.
         solver.solve(l1, l2, 0.5 * tol, max_iter)
-        return certify(problem, solver.W, solver.b, l1, l2, solver.iterations, tol)
+        return certify(problem, solver.W, solver.b, l1, l2, solver.iterations, tol, warn)
 
 
 def _fit_labels(
@@ -112,15 +115,16 @@ def _fit_labels(
     init: Fit | None,
     tol: float,
     max_iter: int,
+    warn: bool,
 ) -> Fit:
     Y, weight = check_labels(X, Y, sample_weight)
     X = check_data(X, Y[:, 0], 2, None)[0]
     if l1 == 0.0 and not isinstance(X, Blocks):
-        return fit_ridge(X, Y, weight, l2, init, tol, max_iter)
+        return fit_ridge(X, Y, weight, l2, init, tol, max_iter, warn)
     parts = [
         fit(
             X, y, 2, l1=l1, l2=l2, sample_weight=weight[:, k], init=_class_of(init, k), tol=tol,
-            max_iter=max_iter,
+            max_iter=max_iter, warn=warn,
         )
         for k, y in enumerate(columns_of(Y, 0))
     ]  # fmt: skip
@@ -140,7 +144,14 @@ def _approach(solver: Solver, l1: float, l2: float, max_iter: int) -> None:
 
 
 def certify(
-    problem: Problem, W: F64, b: F64, l1: float, l2: float, iterations: int, tol: float
+    problem: Problem,
+    W: F64,
+    b: F64,
+    l1: float,
+    l2: float,
+    iterations: int,
+    tol: float,
+    warn: bool = True,
 ) -> Fit:
     """Round the weights to X's dtype and state in float64 how good they are."""
     coef = W.astype(problem.X.dtype)
@@ -156,7 +167,7 @@ def certify(
     kkt = worst / top if top > 0 else 0.0
     penalty = l1 * np.abs(exact).sum() + 0.5 * l2 * (exact * exact).sum()
     converged = bool(kkt <= tol)
-    if not converged:
+    if warn and not converged:
         warnings.warn(
             f"the probe stopped at a violation of {kkt:.1e}, above the tolerance {tol:.1e}, "
             f"after {iterations} steps (l1={l1:g}, l2={l2:g})",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from spin_cli.probe.blocks import Remote, take_columns, take_rows
 from spin_cli.probe.logistic import fit
 from spin_cli.probe.path import fit_path
 from spin_cli.probe.reference import fit_reference
-from spin_cli.probe.results import ConvergenceWarning, Fit, Path, fold_back
+from spin_cli.probe.results import Fit, Path, fold_back
 from spin_cli.probe.standard import Standardised, standardise
 
 Score = Callable[[NDArray[Any], NDArray[np.float64]], float]
@@ -206,13 +205,11 @@ def _frequency(
         return (counts / config.bootstrap).astype(np.float32)
     for weight in drawn:
         between()
-        with warnings.catch_warnings():
-            # That a neuron is in or out is settled long before the last digits are.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            again = fit(
-                standard.X, y, n_classes, l1=1.0 / best.C, sample_weight=weight, init=best,
-                tol=config.tol, max_iter=config.max_iter,
-            )  # fmt: skip
+        # That a neuron is in or out is settled long before the last digits are: no warning.
+        again = fit(
+            standard.X, y, n_classes, l1=1.0 / best.C, sample_weight=weight, init=best,
+            tol=config.tol, max_iter=config.max_iter, warn=False,
+        )  # fmt: skip
         counts[standard.kept] += again.coef.any(0)
     return (counts / config.bootstrap).astype(np.float32)
 

@@ -191,6 +191,7 @@ def _probe_all(
     done: list[Ranking] = []
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", probe.ConvergenceWarning)  # counted in the manifest
+        warnings.filterwarnings("ignore", module="sklearn")  # the reference recipe stops short
         with pool_of(threads) as pool:
             try:
                 for result in pool.map(one, features):

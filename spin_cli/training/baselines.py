@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +26,11 @@ def tfidf(
     With any number of labels (*codes* (N, L)), by one for each label, all of the same C.
 
     C is chosen by log loss on val rows; vocabulary and weights come from train rows alone.
+
+    Warns
+    -----
+    ConvergenceWarning
+        scikit-learn's, where a fit is a little short of its optimum.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -62,9 +66,7 @@ def _logistic(
             found[:, y[0]] = 1.0
         return probs
     model = LogisticRegression(C=C, max_iter=300)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a baseline may be a little short of its optimum
-        model.fit(X, y)
+    model.fit(X, y)
     for name, Z in other.items():
         probs[name][:, model.classes_] = model.predict_proba(Z)
     return probs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,7 +50,9 @@ def find_rivals(
         else:
             fitted[feature] = fit_columns(reader.whole(feature), inputs.split)
 
-    side_by_side(one, [None, *dict.fromkeys([*best, *last])], inputs.config.workers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="sklearn")  # TF-IDF a little short of its optimum
+        side_by_side(one, [None, *dict.fromkeys([*best, *last])], inputs.config.workers)
     found = {
         name: whole_layer(reader, tester, inputs, [(f, fitted[f]) for f in features], crossed)
         for name, features in (("last_layer", last), ("best_layer", best))
