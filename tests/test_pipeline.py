@@ -14,6 +14,7 @@ import tomllib
 
 from spin_cli import artifacts, backbone, extraction, pipeline, recipe
 from spin_cli.choices import Control, HeadKind, Pooling
+from spin_cli.cli import pipeline as cli_pipeline
 from spin_cli.errors import UsageError
 from tests.helpers import MODEL
 
@@ -367,3 +368,18 @@ def test_data_from_a_pipe_are_refused(spin, tmp_path):
     assert done.code == 2
     assert spin("run", tmp_path, "-o", tmp_path / "run").code == 2
     assert spin("run", tmp_path, "-m", MODEL).code == 2
+
+
+@pytest.mark.parametrize(("form", "wanted"), [("file", 60), ("folder", 20)])
+def test_the_demo_takes_a_file_as_well_as_a_folder(
+    spin, tiny_run, run_copy, monkeypatch, form, wanted
+):
+    """Texts of test are classified; of a file alone its own."""
+    monkeypatch.setattr(cli_pipeline, "run_stages", lambda *_: {})  # the stages are there
+    data = tiny_run / "data"
+    data = data / "train.csv" if form == "file" else data
+    done = spin("demo", "--data", data, "-o", run_copy, "--json")
+    assert done.code == 0, done.err
+    lines = (run_copy / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == wanted
+    assert json.loads(done.out)["predictions"] == str(run_copy / "predictions.jsonl")

@@ -251,7 +251,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path(
         "run"
     ),
-    data: Annotated[Path, typer.Option("--data", help="The sample data to use.")] = Path(
+    data: Annotated[Path, typer.Option("--data", help="A file or folder of data.")] = Path(
         "sample_data/reviews"
     ),
     model: o.Model = "bundled:minilm",
@@ -264,8 +264,8 @@ def demo(
     """
     if not data.exists():
         raise DataError(
-            f"{data}: no such folder",
-            "Run the demo in spin's source folder, or name a data folder with --data.",
+            f"{data}: no such file or folder",
+            "Run the demo in spin's source folder, or name data with --data.",
         )
     given: Sections = {"data": {"path": data}, "model": {"model": model}}
     recipe, output = _settle(data, output, given, ())
@@ -292,17 +292,17 @@ def demo(
 
 
 def _predict_test(output: Path, data: Path) -> tuple[Path, float]:
-    """Classify the demo's test texts; the file written and texts per second."""
+    """Classify the demo's test texts, else those of train; the file written, texts per second."""
     import json as jsonlib
     import time
 
     from spin_cli import atomic, prediction
+    from spin_cli.dataset import find_sources
 
     config = PredictConfig()
     predictor = prediction.open_predictor(output / "head", config)
-    source = next(iter(sorted(data.glob("test.*"))), None) or next(
-        iter(sorted(data.glob("train.*")))
-    )
+    sources = dict(find_sources(data, config.format))
+    source = sources.get("test", sources["train"])
     started = time.perf_counter()
     rows = prediction.read_input(str(source), config)
     found = [p for window in prediction.predict(predictor, rows, config) for p in window]
