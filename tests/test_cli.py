@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -458,3 +459,28 @@ def test_tables_of_a_head_with_hidden_units_are_of_the_rows_it_was_chosen_on(cap
     out = capsys.readouterr().out
     assert "Best linear heads on 100 out-of-fold texts" in out and "0.1234" not in out
     assert "(hidden units on stack of 5 + masks," in " ".join(out.split())
+
+
+def test_verbose_says_what_was_chosen_and_the_time(spin, tiny_run, tmp_path):
+    source = tiny_run / "run/activations"
+    loud = spin("select", source, "-o", tmp_path / "loud", "-v", "--workers", "3")
+    plain = spin("select", source, "-o", tmp_path / "plain")  # afterwards: -v is not remembered
+    silent = spin("select", source, "-o", tmp_path / "silent", "-q")
+    usual = plain.err.replace("plain", "loud")
+    assert "side by side" not in usual
+    assert silent.err == ""
+    more = [line for line in loud.err.splitlines() if line not in usual]
+    count = len(json.loads((source / "manifest.json").read_text())["features"])
+    assert more[0].startswith(f"probes: {count} matrices by accuracy on cpu, 3 side by side")
+    assert re.fullmatch(r"select: \d+\.\d s", more[1])
+    assert len(more) == 2
+
+
+def test_verbose_names_device_and_number_type(spin, head, tmp_path):
+    (tmp_path / "in.txt").write_text("one\n")
+    done = spin(
+        "predict", head, tmp_path / "in.txt", "-v", "--device", "cpu", "--batch-tokens", "77"
+    )
+    assert done.code == 0, done.err
+    assert "tokens of a text" in done.err
+    assert "77 in a batch" in done.err

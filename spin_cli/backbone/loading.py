@@ -40,6 +40,8 @@ from spin_cli.backbone.resolve import (
 from spin_cli.config import ModelConfig
 from spin_cli.errors import ModelError, SpinError
 
+logger = logging.getLogger(__name__)
+
 CPU_BATCH_TOKENS = 1024
 """A CPU reads two or three batches at a time: see `replicas`."""
 GPU_BATCH_TOKENS = 16384
@@ -114,7 +116,7 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         layout = _discover(model, options.model)
     if alone:
         layout = replace(layout, stacks=(replace(layout.stacks[0], prefix="encoder"),))
-    return Backbone(
+    backbone = Backbone(
         model=model,
         tokenizer=tokenizer,
         layout=layout,
@@ -126,6 +128,11 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         options=options,
         identity=identity,
     )
+    logger.info(
+        "model: on %s in %s, up to %d tokens of a text, %d in a batch",
+        device, str(dtype).removeprefix("torch."), backbone.max_length, backbone.batch_tokens,
+    )  # fmt: skip
+    return backbone
 
 
 def identify(options: ModelConfig) -> tuple[ModelConfig, dict[str, Any]]:
@@ -257,10 +264,14 @@ def _file_access(location: Location, depth: Depth) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_errors(name: str, location: Location) -> Iterator[None]:
-    """Quiet transformers' own output and turn what it raises into `ModelError`."""
+    """Quiet transformers' own output and turn what it raises into `ModelError`.
+
+    Who listens to what spin logs (``-v``) is told what transformers warns of as well.
+    """
     transformers.utils.logging.disable_progress_bar()
+    level = logging.WARNING if logger.isEnabledFor(logging.INFO) else logging.ERROR
     for library in ("transformers", "bitsandbytes", "accelerate"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+        logging.getLogger(library).setLevel(level)
     try:
         yield
     except ImportError as error:

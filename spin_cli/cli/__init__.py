@@ -76,7 +76,7 @@ def options(
     ] = False,
 ) -> None:
     """Settle what is common to all commands."""
-    terminal.verbosity = 0
+    terminal.set_verbosity(0)
     settle(quiet, verbose)
 
 

@@ -13,13 +13,15 @@ import typer
 from spin_cli.cli import terminal
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say what was chosen by itself, and the time.")
+]
 
 
 def settle(quiet: bool, verbose: bool) -> None:
     """Set how much is said; without either option it stays as it was."""
     if quiet or verbose:
-        terminal.verbosity = -1 if quiet else 1
+        terminal.set_verbosity(-1 if quiet else 1)
 
 
 @contextlib.contextmanager

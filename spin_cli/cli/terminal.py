@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import stat
@@ -24,6 +25,24 @@ Progress = Callable[[str, int, int | None], None]
 
 verbosity = 0
 """-1 with ``-q``, 1 with ``-v``."""
+
+
+class Told(logging.Handler):
+    """With ``-v`` says what the stages log: what they have chosen, and how long they took."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a record, unless ``-v`` was not given."""
+        if verbosity > 0:
+            say(record.getMessage())
+
+
+def set_verbosity(level: int) -> None:
+    """How much is said from now on."""
+    global verbosity
+    verbosity = level
+    logger = logging.getLogger("spin_cli")
+    logger.handlers = [Told()]
+    logger.setLevel(logging.INFO if level > 0 else logging.WARNING)
 
 
 def say(message: str) -> None:

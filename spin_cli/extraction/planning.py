@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from spin_cli.dataset import Dataset, Row, hash_sources, scan
 from spin_cli.errors import ModelError, UsageError
 from spin_cli.extraction.windows import read_rows_into
 from spin_cli.ranges import check_ranges
+
+logger = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 * 2**20
 """The larger a window, the more alike in length are the texts of a batch: a deep model, of which
@@ -95,6 +98,10 @@ def plan(data: Path, config: ExtractConfig) -> Plan:
         "storage_dtype": dtype,
         "versions": artifacts.versions(),
     }
+    logger.info(
+        "activations: %d matrices as %s, written %d rows at a time",
+        len(features), dtype.value, window,
+    )  # fmt: skip
     return Plan(config, dataset, model, features, dtype, window, request, notes)
 
 

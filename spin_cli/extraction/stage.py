@@ -10,6 +10,7 @@ do the bytes: not on kills, and not on how many processes share the windows.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ from spin_cli.extraction.planning import Plan, plan
 from spin_cli.extraction.windows import Blocks, compute_window, make_blocks
 from spin_cli.ranks import Ranks
 from spin_cli.samples import SAMPLES, write_samples
+
+logger = logging.getLogger(__name__)
 
 
 def extract(
@@ -82,6 +85,7 @@ def run(
             log = _log(planned, started, pending, tokens, here)
             finish(partial, output, log)
         here.wait()
+    logger.info("extract: %.1f s", time.time() - started)
     manifest = artifacts.read_manifest(output, "activations")
     return manifest | {"log": artifacts.read_json(output / artifacts.LOG)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
@@ -29,6 +30,8 @@ from spin_cli.samples import Samples, read_targets
 from spin_cli.selected import read_scores
 from spin_cli.selection import files, memory, parts, placing
 from spin_cli.workers import pool_of
+
+logger = logging.getLogger(__name__)
 
 DEVICE_THREADS = 2
 """While one matrix is solved on a GPU, the next one is read."""
@@ -116,6 +119,7 @@ def select(
         manifest = artifacts.write_manifest(folder, "selection", content)
         log = {"seconds": round(time.time() - started, 2)}
         artifacts.write_log(folder, log)
+    logger.info("select: %.1f s", log["seconds"])
     shutil.rmtree(parts.folder_of(output), ignore_errors=True)
     here.wait()
     return manifest | {"scores": rows, "log": log}
@@ -179,6 +183,10 @@ def _probe_all(
         threads, streamed = memory.plan(features, len(task.codes), task.config, here.local_size)
     else:  # rows go to the device as they are read; the next matrix is read meanwhile
         threads, streamed = DEVICE_THREADS, frozenset(features)
+    logger.info(
+        "probes: %d matrices by %s on %s, %d side by side, %d streamed from the disk",
+        len(features), task.metric.value, task.device or "cpu", threads, len(streamed),
+    )  # fmt: skip
     ended = threading.Event()
 
     def between() -> None:

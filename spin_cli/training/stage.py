@@ -6,6 +6,7 @@ alone; a second reader, of test rows, is made once the head and the baselines ar
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,9 @@ from spin_cli.training.search import (
 )
 from spin_cli.training.table import Choice, Reader
 from spin_cli.training.tried import Found
+from spin_cli.workers import worker_count
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,13 @@ def train(
     for name in ("id", "architecture"):  # of the model card: better missed now than after a search
         inputs.activations["request"]["model"][name]
     notes = [*without_texts(inputs), *without_folds(inputs)]
-    if not fold_count(inputs):
+    folds = fold_count(inputs)
+    logger.info(
+        "search: by %s on %s, %d side by side", inputs.metric.value,
+        f"{folds} folds of train and val rows" if folds else "val rows",
+        worker_count(config.workers),
+    )  # fmt: skip
+    if not folds:
         inputs, more = leave_twins_out(inputs)
         notes += more
     notes += parted_groups(inputs)
@@ -129,6 +139,7 @@ def train(
         manifest = artifacts.write_manifest(folder, "head", content)
         log = {"seconds": round(time.time() - started, 2)}
         artifacts.write_log(folder, log)
+    logger.info("train: %.1f s", log["seconds"])
     if oof is not None and config.oof is not None:
         linear = config.head is HeadKind.LOGISTIC  # the scaling of another head is of no use
         write_oof(config.oof, inputs, scaling.apply(oof) if linear else oof)
