@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import io
 import json
 import os
 import re
@@ -20,7 +21,9 @@ import tty
 
 import pytest
 
+from spin_cli.cli.selecting import say_doubts
 from spin_cli.cli.training import print_report
+from spin_cli.names import list_names
 from tests.helpers import (
     ENV,
     MODEL,
@@ -484,3 +487,16 @@ def test_verbose_names_device_and_number_type(spin, head, tmp_path):
     assert done.code == 0, done.err
     assert "tokens of a text" in done.err
     assert "77 in a batch" in done.err
+
+
+def test_of_many_names_the_first_are_listed():
+    assert list_names(["a", "b"]) == "'a', 'b'"
+    assert list_names([f"n{i}" for i in range(8)], 5, "") == "n0, n1, n2, n3, n4 and 3 more"
+    scores = [
+        {"layer": f"layer_{i:02}", "site": "ffn", "pooling": "mean", "converged": False, "1": 3}
+        for i in range(7)
+    ]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        say_doubts({"scores": scores, "counts": {"unconverged": 7}})
+    assert said.getvalue().endswith("layer_04 ffn mean and 2 more\n")

@@ -18,6 +18,7 @@ from spin_cli.cli.terminal import (
     say,
 )
 from spin_cli.config import DEFAULT_ETAS_TEXT, MAX_MEMORY, SelectConfig
+from spin_cli.names import list_names
 from spin_cli.ranges import Range
 
 GB = 10**9
@@ -151,5 +152,5 @@ def say_doubts(manifest: dict[str, Any]) -> None:
             for row in manifest["scores"]
             if str(row["converged"]) == "False"
         ]
-        listed_names = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        say(f"note: {unconverged} probes stopped short of the tolerance: {listed_names}")
+        listed = list_names(names, 5, "")
+        say(f"note: {unconverged} probes stopped short of the tolerance: {listed}")

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.config import SPLITS
-from spin_cli.dataset.records import list_names
 from spin_cli.dataset.rows import Row
 from spin_cli.errors import DataError
+from spin_cli.names import list_names
 
 _MAX_NAMED = 8
 _MANY_CLASSES = 20

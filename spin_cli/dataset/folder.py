@@ -9,9 +9,9 @@ from spin_cli.choices import Format
 from spin_cli.config import SPLITS
 from spin_cli.dataset.arrow import is_saved_dataset
 from spin_cli.dataset.formats import EXTENSIONS, split_name
-from spin_cli.dataset.records import list_names
 from spin_cli.dataset.streams import cannot_open
 from spin_cli.errors import DataError
+from spin_cli.names import list_names
 
 _STEMS = {"train": "train", "val": "val", "dev": "val", "validation": "val", "test": "test"}
 _EXPECTED = "train.*, and where you have them val.* (or dev.*, validation.*) and test.*"

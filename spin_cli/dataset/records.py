@@ -21,10 +21,10 @@ from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset.formats import refuse_structure
 from spin_cli.dataset.streams import Lines
 from spin_cli.errors import DataError
+from spin_cli.names import list_names
 
 Record = tuple[int, object, object, object, "dict[str, str] | None"]
 
-_MAX_LISTED = 20
 ALIKE = 0.7
 """How much a name has to be like another to be a slip of it: 'intent' is none of 'text' (0.6)."""
 
@@ -46,12 +46,6 @@ class Wanted:
     id: str | None
     require_label: bool
     keep_columns: bool
-
-
-def list_names(names: Sequence[str], limit: int = _MAX_LISTED) -> str:
-    """Quote names for a message; of very many only the first."""
-    shown = ", ".join(f"'{name}'" for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def resolve_columns(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from spin_cli.names import list_names
 from spin_cli.reports import labels, results
 from spin_cli.reports.drawing import Figure, Table, plain
 from spin_cli.reports.neurons import Example, Neuron
@@ -138,9 +139,8 @@ def _facts(run: Run) -> Table:
     if model.get("adapter"):
         rows.append(["adapter", "yes (PEFT)"])
     names = run.classes
-    more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
     kind = "labels" if run.multi_label else "classes"
-    rows.append([f"{len(names)} {kind}", ", ".join(names[:MOST_CLASSES]) + more])
+    rows.append([f"{len(names)} {kind}", list_names(names, MOST_CLASSES, "")])
     if run.multi_label and run.extracted is not None:
         each = run.codes.sum(1)
         rows.append(["labels a text", f"{each.mean():.2f} on average, {int((each == 0).sum()):,}"

@@ -21,6 +21,7 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import DataError, SpinError, UsageError
+from spin_cli.names import list_names
 from spin_cli.training.blend import blends, with_stacks
 from spin_cli.training.calibration import OUT_OF_FOLD, Evidence
 from spin_cli.training.folds import Folds, too_large
@@ -195,11 +196,10 @@ def without_folds(inputs: Inputs) -> list[str]:
     single = lone_classes(inputs)
     if inputs.config.cv is not None or _enough_val(inputs) or not single:
         return []
-    named = ", ".join(map(repr, single[:5])) + (", …" if len(single) > 5 else "")
     return [
-        f"no cross-validation, as a single row of train and val has the class {named}: all choices"
-        f" were made on {len(inputs.rows['val'])} val rows instead of all"
-        f" {len(inputs.search_rows)}; add rows of it, or leave it out"
+        "no cross-validation, as a single row of train and val has the class"
+        f" {list_names(single, 5)}: all choices were made on {len(inputs.rows['val'])} val rows"
+        f" instead of all {len(inputs.search_rows)}; add rows of it, or leave it out"
     ]
 
 

@@ -10,6 +10,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from spin_cli import label_metrics
 from spin_cli.choices import Calibration, Metric
+from spin_cli.names import list_names
 
 MIN_ROWS = 100
 """Fewest rows for a temperature."""
@@ -60,8 +61,8 @@ def fit_labels(
             slope[k] = _temperature(z[:, k], Y[:, k])
     if few := [names[k] for k in np.flatnonzero(counts < MIN_SCALED).tolist()]:
         notes.append(
-            f"calibrated by one temperature for all: {_listed(few)}; a label's own takes"
-            f" {MIN_SCALED} {what} rows with and without it"
+            f"calibrated by one temperature for all: {list_names(few, NAMED, '')}; a label's own"
+            f" takes {MIN_SCALED} {what} rows with and without it"
         )
     return slope, shift
 
@@ -112,17 +113,12 @@ def choose_thresholds(
     thresholds[tuned] = best[tuned]
     if none := [names[k] for k in np.flatnonzero(enough & all_alike).tolist()]:
         notes.append(
-            f"threshold left at 0.5: {_listed(none)}; on {what} rows none is better than to give"
-            " the label to all"
+            f"threshold left at 0.5: {list_names(none, NAMED, '')}; on {what} rows none is better"
+            " than to give the label to all"
         )
     if few := [f"{names[k]} ({counts[k]})" for k in np.flatnonzero(~enough).tolist()]:
         notes.append(
-            f"threshold left at 0.5: {_listed(few)}; tuning takes {MIN_TUNED} {what} rows with the"
-            " label"
+            f"threshold left at 0.5: {list_names(few, NAMED, '')}; tuning takes {MIN_TUNED} {what}"
+            " rows with the label"
         )
     return thresholds
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMED])
-    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
