@@ -80,26 +80,25 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     around = next_choices(best_of(tried, y_val, split.metric).main.choice, config, n_layers)
     fresh = [choice for choice in dict.fromkeys(around) if choice not in known]
     tried += try_all(fresh, reader, split, config, step)
-    crossed: list[Judged] = []
-    if folds:
-        crossed = cross_validate(reader, inputs, tried, folds, step)
     y = split.codes if folds else y_val
-    judged = crossed if folds else tried
+    judged = cross_validate(reader, inputs, tried, folds, step) if folds else tried
     most = config.max_neurons or sys.maxsize
     if not config.masks_only:
-        judged += [item for item in blends(judged, y, reader.count) if item.neurons <= most]
+        blended = blends(judged, y, reader.count)
+        judged = judged + [item for item in blended if item.neurons <= most]
     reader.forget()
     few, depths = len(split.codes) < FEW_ROWS, stack_depths(inputs)
     depths = depths[-1:] if few else depths
     stacked = stacks(reader, inputs, whole=bool(folds), depths=depths, step=step)
     mixed = with_stacks(judged, stacked, y, lambda item: item.size(reader))
-    # And so to what is reported as tried.
-    judged += stacked + [item for item in mixed if item.neurons <= most]
+    judged = judged + stacked + [item for item in mixed if item.neurons <= most]
     best = best_of(stacked if few and stacked else judged, y, split.metric)
     progress("train", total, total)
     evidence = Evidence(y, best.probs, tuple(inputs.classes), OUT_OF_FOLD if folds else "val")
     refit = bool(folds) if config.refit is None else config.refit
-    return Found(best, tried, crossed, evidence, refit)
+    if folds:
+        return Found(best, tried, judged, evidence, refit)
+    return Found(best, judged, [], evidence, refit)
 
 
 def nothing_to_try(reader: Reader) -> SpinError:
