@@ -16,7 +16,7 @@ import pytest
 
 from spin_cli.choices import Format
 from spin_cli.config import MAX_TEXT_CHARS
-from spin_cli.dataset import Row, detect_format, read_rows
+from spin_cli.dataset import BadRow, Row, detect_format, read_items, read_rows
 from spin_cli.errors import DataError, SpinError, UsageError
 
 pa = pytest.importorskip("pyarrow")
@@ -52,14 +52,20 @@ def encode_rows(kind: str, rows=ROWS) -> bytes:
     return text.getvalue().encode()
 
 
-def fail(path, kind=DataError, **options) -> SpinError:
+def fail(path, kind=DataError, read=read_rows, **options) -> SpinError:
     """Read a file that has to be refused; return the error."""
     with pytest.raises(kind) as info:
-        list(read_rows(path, **options))
+        list(read(path, **options))
     error = info.value
     assert error.exit_code == (3 if kind is DataError else 2)
     assert Path(str(path)).name in error.message
     return error
+
+
+def sort_out(path) -> tuple[list[Row], list[BadRow]]:
+    """The good and the bad rows of a file."""
+    items = list(read_items(path))
+    return [i for i in items if isinstance(i, Row)], [i for i in items if isinstance(i, BadRow)]
 
 
 def use_stdin(monkeypatch, data: bytes) -> None:
@@ -271,7 +277,6 @@ def test_empty_text(tmp_path, kind, text):
     path = write(tmp_path / f"x.{kind}", encode_rows(kind, [("fine", "a"), (text, "b")]))
     place = {"csv": "line 3", "tsv": "line 3", "jsonl": "line 2", "parquet": "row 2"}[kind]
     assert f"{place}, column 'text': an empty text" in fail(path).message
-    assert [r.text for r in read_rows(path, allow_empty=True)] == ["fine", text]
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
@@ -344,7 +349,8 @@ def test_utf8_bom(tmp_path, kind):
     ],
 )
 def test_files_that_are_no_utf8_text(tmp_path, data, what, hint):
-    error = fail(write(tmp_path / "x.csv", data), on_error=lambda *_: None)
+    path = write(tmp_path / "x.csv", data)
+    error = fail(path, read=read_items)  # bad rows apart: it is the file that is bad
     assert "line 1" in error.message
     assert what in error.message
     assert hint in str(error.hint)
@@ -414,7 +420,7 @@ def test_five_megabyte_line_from_an_unclosed_quote(tmp_path):
     error = fail(path)
     assert "line 3: a field of more than 2,000,000 characters" in error.message
     assert "unclosed double quote" in str(error.hint)
-    assert [r.text for r in read_rows(path, on_error=lambda *_: None)] == ["fine", "last"]
+    assert [r.text for r in sort_out(path)[0]] == ["fine", "last"]
 
 
 def test_an_unclosed_quote_before_many_rows_stops_at_the_limit(tmp_path):
@@ -439,8 +445,8 @@ def test_endless_lines_are_never_held(tmp_path, kind):
     if kind == "jsonl":
         path = write(path, b"x" * (17 * 2**20) + b'\n{"text": "next"}\n')
     line = 1 if kind == "jsonl" else 2
-    errors: list[tuple[str, int]] = []
-    rows = list(read_rows(path, on_error=lambda e, n: errors.append((e.message, n))))
+    rows, bad = sort_out(path)
+    errors = [(each.error.message, each.line) for each in bad]
     assert errors == [(f"{path}, line {line}: longer than 16 MB", line)]
     assert [r.text for r in rows] == {"csv": [], "jsonl": ["next"], "txt": ["text"]}[kind]
 
@@ -471,10 +477,9 @@ def test_broken_json(tmp_path, line, message):
     error = fail(path)
     assert "line 3" in error.message
     assert message in error.message
-    seen: list[int] = []
-    rows = list(read_rows(path, on_error=lambda _, number: seen.append(number)))
+    rows, bad = sort_out(path)
     assert [(r.id, r.text) for r in rows] == [("0", "fine"), ("2", "last")]
-    assert seen == [3]
+    assert [each.line for each in bad] == [3]
 
 
 def test_json_array_files_get_a_hint(tmp_path):
@@ -535,17 +540,16 @@ def test_broken_gzip(tmp_path, kind):
     path = tmp_path / f"x.{kind}.gz"
     rows = [(os.urandom(20).hex(), "a") for _ in range(5000)]
     whole = gzip.compress(encode_rows(kind, rows))
-    ignore = {"on_error": lambda *_: None}
     path.write_bytes(whole[: len(whole) // 2])
-    assert "ends too early" in fail(path, **ignore).message
+    assert "ends too early" in fail(path, read=read_items).message
     path.write_bytes(encode_rows(kind, rows))
-    error = fail(path, **ignore)
+    error = fail(path, read=read_items)
     assert "no gzip data" in error.message
     assert "take .gz off" in str(error.hint)
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 0xFF
     path.write_bytes(damaged)
-    fail(path, **ignore)
+    fail(path, read=read_items)
 
 
 def test_broken_parquet(tmp_path):
@@ -571,11 +575,11 @@ def test_parquet_text_has_to_be_strings(tmp_path):
 # Skipping bad rows --------------------------------------------------------------------------
 
 
-def test_on_error_skips_rows_and_keeps_numbers(tmp_path):
+def test_bad_rows_stand_in_their_place_and_keep_numbers(tmp_path):
     body = b'text,label\nok,a\n,b\nx\nb\xffd,a\n"multi\n\xfe line",a\n"q"z,a\nlast,b\n"open,a\n'
     path = write(tmp_path / "x.csv", body)
-    seen: list[tuple[int, str]] = []
-    rows = list(read_rows(path, on_error=lambda e, line: seen.append((line, e.message))))
+    rows, bad = sort_out(path)
+    seen = [(each.line, each.error.message) for each in bad]
     assert [(r.id, r.text, r.line) for r in rows] == [("0", "ok", 2), ("6", "last", 9)]
     assert [line for line, _ in seen] == [3, 4, 5, 6, 8, 10]
     assert "line 7: byte 0xfe" in seen[3][1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,6 @@ class _Rules:
     name: str
     unit: str
     wanted: Wanted
-    allow_empty: bool
     prefix: str
     separator: str | None
 
@@ -76,21 +75,13 @@ class _Rules:
         return DataError(f"{where}: {what}", hint)
 
 
-def read_rows(
-    path: str | Path,
-    *,
-    on_error: Callable[[DataError, int], None] | None = None,
-    **options: Any,
-) -> Iterator[Row]:
+def read_rows(path: str | Path, **options: Any) -> Iterator[Row]:
     """Stream the rows of a file, or of stdin for ``-``.
 
     Parameters
     ----------
     path, options
         As in `read_items`.
-    on_error : callable, optional
-        Called with the error and the row's line for a bad row, which is then left out (it still
-        counts as a row number). What is wrong with the file as a whole is raised all the same.
 
     Raises
     ------
@@ -99,19 +90,14 @@ def read_rows(
     UsageError
         For a format that cannot be told, or needs a package that is missing.
     """
-    return _only_rows(read_items(path, **options), on_error)
+    return _only_rows(read_items(path, **options))
 
 
-def _only_rows(
-    items: Iterator[Row | BadRow], on_error: Callable[[DataError, int], None] | None
-) -> Iterator[Row]:
+def _only_rows(items: Iterator[Row | BadRow]) -> Iterator[Row]:
     for item in items:
-        if isinstance(item, Row):
-            yield item
-        elif on_error is None:
+        if isinstance(item, BadRow):
             raise item.error
-        else:
-            on_error(item.error, item.line)
+        yield item
 
 
 def read_items(
@@ -123,7 +109,6 @@ def read_items(
     id_column: str | None = None,
     label_separator: str | None = None,
     require_label: bool = False,
-    allow_empty: bool = False,
     keep_columns: bool = False,
     id_prefix: str = "",
 ) -> Iterator[Row | BadRow]:
@@ -143,8 +128,6 @@ def read_items(
         A row has any number of labels: names with this between, or a list of names.
     require_label : bool
         Rows without a label are bad; with a separator they are rows to which no label applies.
-    allow_empty : bool
-        Accept empty and white-space texts.
     keep_columns : bool
         Fill ``Row.columns``.
     id_prefix : str
@@ -170,7 +153,7 @@ def read_items(
         import_parquet()  # a missing package should not wait for the first row
     wanted = Wanted(text_column, label_column, id_column, require_label, keep_columns)
     unit = "row" if kind is Format.PARQUET else "line"
-    rules = _Rules(display_name(path), unit, wanted, allow_empty, id_prefix, label_separator)
+    rules = _Rules(display_name(path), unit, wanted, id_prefix, label_separator)
     guessed = format is Format.AUTO and str(path) == STDIN
     records = (
         saved_records(Path(path), wanted)
@@ -215,7 +198,7 @@ def _finish_row(record: Record, number: int, rules: _Rules) -> Row:
     wanted = rules.wanted
     if not isinstance(text, str):
         raise rules.refuse(line, wanted.text, *_not_a_string(text))
-    if fault := text_fault(text, allow_empty=rules.allow_empty):
+    if fault := text_fault(text):
         raise rules.refuse(line, wanted.text, *fault)
     name = None if wanted.label is None else _finish_label(label, line, wanted.label, rules)
     key = rules.prefix + str(number) if wanted.id is None else _to_id(id_, line, rules)
@@ -254,13 +237,13 @@ def _finish_labels(value: object, line: int, column: str, rules: _Rules) -> str 
     return name
 
 
-def text_fault(text: str, *, allow_empty: bool = False) -> tuple[str, str] | None:
+def text_fault(text: str) -> tuple[str, str] | None:
     """What is wrong with a text, and how to mend it; None: nothing."""
     if not text.isascii() or "\0" in text or len(text) > MAX_TEXT_CHARS:
         fault = _fault(text)
         if fault is not None:
             return fault
-    if (not text or text.isspace()) and not allow_empty:
+    if not text or text.isspace():
         return "an empty text", "fill it in, or remove the row"
     return None
 

@@ -32,14 +32,13 @@ def fit_reference(
     n_classes: int,
     *,
     score: Callable[[NDArray[Any], F64], float],
-    sample_weight: NDArray[Any] | None = None,
     seed: int = 0,
 ) -> Path:
     """Run the recipe on standardised features.
 
     Parameters
     ----------
-    X_train, y_train, X_val, y_val, n_classes, score, sample_weight : as for `fit_path`
+    X_train, y_train, X_val, y_val, n_classes, score : as for `fit_path`
     seed : of saga's order of rows
 
     Returns
@@ -54,14 +53,12 @@ def fit_reference(
         scikit-learn's, of every round. Who does not want to see them has to set a filter before
         threads begin: filters are the whole process's.
     """
-    X_train, y_train, weight = check_data(X_train, y_train, n_classes, sample_weight)
+    X_train, y_train, weight = check_data(X_train, y_train, n_classes, None)
     problem = make_problem(X_train, y_train, n_classes, weight)
     fits: list[Fit] = []
     scores: list[float] = []
     for C in REFERENCE_C:
-        W, b, epochs, best = _rounds(
-            C, X_train, y_train, X_val, y_val, n_classes, score, weight, seed
-        )
+        W, b, epochs, best = _rounds(C, X_train, y_train, X_val, y_val, n_classes, score, seed)
         fits.append(certify(problem, W, b, 1.0 / C, 0.0, epochs, 1e-5, warn=False))
         scores.append(best)
     return Path(tuple(fits), tuple(scores), int(np.argmax(scores)))
@@ -75,7 +72,6 @@ def _rounds(
     y_val: NDArray[Any],
     n_classes: int,
     score: Callable[[NDArray[Any], F64], float],
-    weight: F64,
     seed: int,
 ) -> tuple[F64, F64, int, float]:
     """The best of the rounds for one C: weights, intercept, epochs, score."""
@@ -86,7 +82,7 @@ def _rounds(
     )
     best: tuple[F64, F64, int, float] | None = None
     for round_ in range(1, ROUNDS + 1):
-        model.fit(X_train, y_train, sample_weight=weight)
+        model.fit(X_train, y_train)
         W, b = model.coef_.copy(), model.intercept_.astype(np.float64)
         here = Fit(W, b, C, 0.0, 0.0, round_ * EPOCHS, False)
         value = float(score(y_val, predict_proba(here, X_val, n_classes)))
