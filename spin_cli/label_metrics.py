@@ -41,24 +41,32 @@ def certainty(P: F64, said: Indicator) -> F64:
 
 
 def best_thresholds(Y: Indicator, P: F64) -> F64:
-    """For each label the threshold (L,) with the highest F1 on these rows, out of `GRID`.
-
-    The curve is smoothed over neighbouring thresholds, so that a lucky spike does not win.
-    """
-    rows = np.sort(P, axis=0)
+    """For each label the threshold (L,) with the highest F1 on these rows; see `peak`."""
     found = np.full(P.shape[1], HALF)
-    for k in range(P.shape[1]):
-        hits = np.sort(P[Y[:, k] > 0, k])
-        if not len(hits):
-            continue
-        said = len(rows) - np.searchsorted(rows[:, k], GRID)
-        right = len(hits) - np.searchsorted(hits, GRID)
-        curve = np.pad(2.0 * right / (said + len(hits)), SPAN, mode="edge")
-        smooth = np.convolve(curve, np.full(2 * SPAN + 1, 1 / (2 * SPAN + 1)), mode="valid")
-        # Of equals the middle one: no probability may lie near it.
-        top = np.flatnonzero(smooth >= smooth.max() - 1e-12)
-        found[k] = GRID[top[len(top) // 2]]
+    for k, p in enumerate(P.T):
+        if true := int((Y[:, k] > 0).sum()):
+            right, said = reached(Y[:, k], p)
+            found[k] = peak(2.0 * right / (said + true))
     return found
+
+
+def reached(y: Indicator, p: F64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """How many rows of ``y == 1``, and of all, have a *p* (N,) of at least each of `GRID`."""
+    right, said = (len(q) - np.searchsorted(np.sort(q), GRID) for q in (p[y > 0], p))
+    return right, said
+
+
+def peak(curve: F64) -> float:
+    """Where on `GRID` a score (99,) is highest.
+
+    It is smoothed over neighbouring thresholds, so that a lucky spike does not win. Of equals the
+    middle of the longest stretch is taken: no probability may lie near it.
+    """
+    padded = np.pad(curve, SPAN, mode="edge")
+    smooth = np.convolve(padded, np.full(2 * SPAN + 1, 1 / (2 * SPAN + 1)), mode="valid")
+    top = np.flatnonzero(smooth >= smooth.max() - 1e-12)
+    longest = max(np.split(top, np.flatnonzero(np.diff(top) > 1) + 1), key=len)
+    return float(GRID[longest[len(longest) // 2]])
 
 
 def auroc(Y: Indicator, P: F64) -> F64:

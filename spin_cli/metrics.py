@@ -178,13 +178,13 @@ def check_defined(metric: Metric, y: Codes, split: str) -> None:
 def best_threshold(y: Codes, probs: Probs) -> float:
     """The threshold on class 1's probability with the best macro-F1 on these rows.
 
-    The curve is smoothed over neighbouring thresholds, so that a lucky spike does not win.
+    Chosen as for a label, see `label_metrics.peak`.
     """
-    grid = np.linspace(0.05, 0.95, 91)
-    curve = np.array([macro_f1(y, decide(probs, t), 2) for t in grid])
-    padded = np.pad(curve, 3, mode="edge")
-    smooth = np.convolve(padded, np.ones(7) / 7, mode="valid")
-    return float(grid[int(np.argmax(smooth))])
+    right, said = label_metrics.reached(y, probs[:, 1])
+    rows, true = len(y), int((y == 1).sum())
+    refused = rows - true - (said - right)  # rightly
+    counts = (right, refused), (said, rows - said), np.array([true, rows - true])
+    return label_metrics.peak(label_metrics.f1_of(*(np.transpose(each) for each in counts))[1])
 
 
 def tuned_threshold(metric: Metric, y: Codes, probs: Probs) -> Threshold:

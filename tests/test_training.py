@@ -15,9 +15,10 @@ from scipy.optimize import minimize
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as LinearRidge
+from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 
-from spin_cli import activations, metrics, probe
+from spin_cli import activations, label_metrics, metrics, probe
 from spin_cli.activations import Feature
 from spin_cli.choices import (
     Calibration,
@@ -416,6 +417,37 @@ def test_calibration_error_is_that_of_a_loop_over_bins():
         if inside.any():
             total += inside.mean() * abs(right[inside].mean() - sure_of[inside].mean())
     assert metrics.calibration_error(given.codes, given.probs) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("n", [7, 40, 400])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_threshold_is_that_of_a_search_of_all(n, seed):
+    """Against scikit-learn's scores and a plain loop over every threshold and its neighbours."""
+    rng = np.random.default_rng(seed)
+    y = np.r_[0, 1, (rng.random(n) < 0.2).astype(int)]
+    p = np.clip(0.3 * y + 0.4 * rng.random(n + 2), 0, 1).round(3)
+    scores = [f1_score(y, p >= k / 100, average="macro", zero_division=0) for k in range(1, 100)]
+    smooth = [np.mean([scores[min(max(i + j, 0), 98)] for j in range(-3, 4)]) for i in range(99)]
+    found = metrics.best_threshold(y, np.stack([1 - p, p], 1))
+    at = round(100 * found) - 1
+    assert smooth[at] == pytest.approx(max(smooth), abs=1e-9)
+    best = [i for i in range(99) if smooth[i] > max(smooth) - 1e-9]
+    room = {i: next(d for d in range(99) if {i - d - 1, i + d + 1} - set(best)) for i in best}
+    assert room[at] >= max(room.values()) - 1  # in the middle of a stretch of equals
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.99), (0.02, 0.9), (0.3, 0.4)])
+def test_the_threshold_of_classes_apart_lies_between_them(low, high):
+    y = np.arange(200) % 2
+    p = np.where(y == 1, high, low)
+    found = metrics.best_threshold(y, np.stack([1 - p, p], 1))
+    assert abs(found - (low + high) / 2) < 0.04
+    (of_label,) = label_metrics.best_thresholds(y[:, None], p[:, None])
+    assert of_label == pytest.approx(found, abs=0.02)
+    given = Evidence(y, np.stack([1 - p, p], 1), ("a", "b"), "val")
+    for config in (TrainConfig(target_precision=0.9), TrainConfig(target_recall=0.9)):
+        target = calibration.choose_threshold(given, Metric.ACCURACY, config, [])
+        assert target == pytest.approx((low + high) / 2)
 
 
 @pytest.mark.parametrize("positive", ["a", "b"])
