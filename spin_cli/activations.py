@@ -9,6 +9,7 @@ at every moment, a kill loses at most the rows in flight, and rewriting them giv
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class Feature:
     def file(self) -> str:
         """Name of the layer's file."""
         return f"{self.layer}.h5"
+
+    @property
+    def number(self) -> int:
+        """Tells it apart from others that share a seed."""
+        return zlib.crc32(f"{self.layer}{self.dataset}".encode())
 
 
 def features_of(manifest: dict[str, Any]) -> tuple[Feature, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import binomtest
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as LinearRidge
 from sklearn.metrics import f1_score
@@ -23,14 +24,16 @@ from spin_cli.activations import Feature
 from spin_cli.choices import (
     Calibration,
     ClassWeight,
+    Control,
     HeadKind,
     Metric,
     Penalty,
     Pooling,
     Site,
+    Solver,
     StorageDtype,
 )
-from spin_cli.config import TrainConfig
+from spin_cli.config import SelectConfig, TrainConfig
 from spin_cli.errors import DataError, UsageError
 from spin_cli.training import baselines, calibration, contest, duplicates, mlp, search, stage
 from spin_cli.training.blend import blends, mean_probs, with_stacks
@@ -225,7 +228,7 @@ def test_cross_validation_sees_nothing_in_noise(tmp_path):
     reader, codes = noise_reader(tmp_path)
     split = make_split(codes, len(codes))
     choice = Choice("ffn", (Pooling.MEAN,), 1.0, 1)
-    (honest,) = Folds(reader, split, 5, 1, 0).judge({choice: [0.1]})
+    (honest,) = Folds(reader, split, 5, 1, 0, selecting=SelectConfig()).judge({choice: [0.1]})
     fold = fold_rows(codes, 5, 0)
     leaky = np.empty_like(honest.probs)
     for k in range(5):
@@ -233,6 +236,74 @@ def test_cross_validation_sees_nothing_in_noise(tmp_path):
         leaky[part.val] = search.walk_strengths(reader.gather(choice), part, [0.1])[0].val_probs
     assert metrics.auroc(codes, leaky[:, 1]) > 0.75
     assert abs(metrics.auroc(codes, honest.probs[:, 1]) - 0.5) < 0.15
+
+
+def fold_rankings(folder, **options):
+    """What three folds rank of a matrix of which one column knows the classes; `select`'s too."""
+    rng = np.random.default_rng(0)
+    feature = Feature("layer_01", Site.FFN, Pooling.MEAN, 200)
+    codes = rng.integers(0, 2, 240)
+    X = rng.normal(size=(240, 200)).astype(np.float32)
+    X[:, 17] += 4 * codes
+    folder.mkdir()
+    write_matrix(folder, feature, X)
+    rows, config = np.arange(240), SelectConfig(**options)
+    made = probe.rank_neurons(
+        X, codes, rows[:200], rows[200:], 2, score=metrics.score_function(Metric.LOG_LOSS),
+        config=config, key=feature.number,
+    )  # fmt: skip
+    ranked = {feature: Ranked(feature, made.neurons, made.cumulative, made.C, made.val_score)}
+    reader = Reader(
+        folder, ranked, ["layer_00", "layer_01"], 240, rows, StorageDtype.FLOAT32
+    )  # fmt: skip
+    folds = Folds(reader, make_split(codes, 200), 3, 1, 0, selecting=config)
+    choice = Choice("ffn", (Pooling.MEAN,), 1.0, 1)
+    (found,) = folds.judge({choice: [0.1]})
+    auroc = metrics.auroc(codes, found.probs[:, 1])
+    return made, [held[feature] for held in folds.ranked], auroc
+
+
+def test_folds_rank_neurons_by_the_options_of_the_selection(tmp_path):
+    made, all_of_them, auroc = fold_rankings(tmp_path / "all")
+    assert auroc > 0.98 and len(made.neurons) > 3
+    made, fewer, _ = fold_rankings(tmp_path / "few", top_k=3)
+    assert len(made.neurons) == 3
+    for cut, whole in zip(fewer, all_of_them, strict=True):
+        assert cut.neurons.tolist() == whole.neurons[:3].tolist()
+        np.testing.assert_array_equal(cut.cumulative, whole.cumulative[:3])
+    made, drawn, auroc = fold_rankings(tmp_path / "random", control=Control.RANDOM, top_k=20)
+    assert 17 not in made.neurons  # else the seed is no good
+    assert all(item.neurons.tolist() == made.neurons.tolist() for item in drawn)
+    assert 0.35 < auroc < 0.65
+    other = fold_rankings(tmp_path / "seed", control=Control.RANDOM, top_k=20, seed=1)[1]
+    assert all(set(item.neurons) != set(made.neurons) for item in other)
+
+
+def test_folds_of_the_reference_recipe_are_what_it_finds_without_their_rows(tmp_path):
+    made, found, _ = fold_rankings(tmp_path / "a", solver=Solver.REFERENCE)
+    feature = Feature("layer_01", Site.FFN, Pooling.MEAN, 200)
+    X = activations.read_matrix(tmp_path / "a", feature, 240, StorageDtype.FLOAT32)
+    codes = np.random.default_rng(0).integers(0, 2, 240)
+    fold = fold_rows(codes, 3, 0)
+    for k, item in enumerate(found):
+        train, val = (
+            np.flatnonzero((fold != k) & here)
+            for here in (np.arange(240) < 200, np.arange(240) >= 200)
+        )
+        scale = probe.standardise(X[train])
+        C = made.C * 200 / len(train)
+        model = LogisticRegression(
+            C=C, l1_ratio=1, solver="saga", max_iter=4, warm_start=True, random_state=0
+        )
+        rounds = []
+        for _ in range(16):
+            with pytest.warns(ConvergenceWarning):
+                model.fit(scale.X, codes[train])
+            right = model.score(scale.transform(X[val]), codes[val])
+            rounds.append((right, model.coef_[0].copy()))
+        expected = max(rounds, key=lambda each: each[0])[1]
+        order = np.argsort(-np.abs(expected), kind="stable")[: np.count_nonzero(expected)]
+        np.testing.assert_array_equal(item.neurons, order)
 
 
 def test_folds_deal_every_class_out_evenly():

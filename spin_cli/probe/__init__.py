@@ -7,8 +7,10 @@
     Gram                               what several ridge fits to one matrix share
     predict_proba, fold_back           probabilities; weights for raw features
     rank_neurons -> Ranking            all of it for one matrix, on given rows
+    rank_again -> Ranking              the same on other rows, C being known
 """
 
+from spin_cli.probe.again import rank_again
 from spin_cli.probe.blocks import Blocks, take_rows
 from spin_cli.probe.logistic import balanced_weights, fit, lambda_max
 from spin_cli.probe.path import fit_path
@@ -32,6 +34,7 @@ __all__ = [
     "fold_back",
     "lambda_max",
     "predict_proba",
+    "rank_again",
     "rank_neurons",
     "standardise",
     "take_rows",

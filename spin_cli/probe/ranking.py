@@ -97,19 +97,17 @@ def rank_neurons(
     best = path.fits[path.best]
     if not best.coef.any():  # columns that say nothing about the classes
         return nothing()
-    found = _ranked(best, path.scores[path.best], standard, config.top_k)
+    found = replace(keep(best, standard, config, key), val_score=path.scores[path.best])
     if config.bootstrap:
         frequency = _frequency(best, standard, y[train], n_classes, config, between)
         found = replace(found, frequency=frequency)
     if config.control is Control.RANDOM:
-        rng = np.random.default_rng([config.seed, DRAW, key])
-        drawn = rng.permutation(standard.kept)[: len(found.neurons)].astype(np.int32)
         del standard, X_val  # one matrix at a time
         alone = rank_neurons(
-            take_columns(X, np.sort(drawn)), y, train, val, n_classes, score=score,
+            take_columns(X, np.sort(found.neurons)), y, train, val, n_classes, score=score,
             config=replace(config, control=Control.NONE, bootstrap=0), stream=stream, device=device,
         )  # fmt: skip
-        return replace(found, neurons=drawn, control_score=alone.val_score)
+        return replace(found, control_score=alone.val_score)
     if config.control is Control.LABELS:
         rng = np.random.default_rng([config.seed, SHUFFLE])
         shuffled = rng.permutation(y[train]), rng.permutation(y[val])
@@ -159,18 +157,31 @@ def _path(
     )  # fmt: skip
 
 
-def _ranked(best: Fit, val_score: float, standard: Standardised, top_k: int | None) -> Ranking:
+def keep(best: Fit, standard: Standardised, config: SelectConfig, key: int) -> Ranking:
+    """What a selection keeps of a probe: ``top_k`` neurons, or as many drawn at random.
+
+    Its validation score is left open.
+
+    Parameters
+    ----------
+    best : fitted to ``standard.X``
+    key : see `rank_neurons`
+    """
     values = mask.importance(best.coef)
     order = mask.order(values)
     shares = mask.cumulative(values[order])
-    order, shares = order[:top_k], shares[:top_k]
+    order, shares = order[: config.top_k], shares[: config.top_k]
+    neurons = standard.kept[order].astype(np.int32)
+    if config.control is Control.RANDOM:
+        rng = np.random.default_rng([config.seed, DRAW, key])
+        neurons = rng.permutation(standard.kept)[: len(order)].astype(np.int32)
     coef, intercept = fold_back(best, standard)
     return Ranking(
         C=best.C,
-        val_score=val_score,
+        val_score=float("nan"),
         kkt=best.kkt,
         converged=best.converged,
-        neurons=standard.kept[order].astype(np.int32),
+        neurons=neurons,
         importance=values[order],
         cumulative=shares,
         class_importance=(best.coef[:, order] ** 2).astype(np.float32),

@@ -9,7 +9,7 @@ expected to be standardised, which the published code left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ def fit_reference(
     *,
     score: Callable[[NDArray[Any], F64], float],
     seed: int = 0,
+    grid: Sequence[float] = REFERENCE_C,
 ) -> Path:
     """Run the recipe on standardised features.
 
@@ -40,6 +41,7 @@ def fit_reference(
     ----------
     X_train, y_train, X_val, y_val, n_classes, score : as for `fit_path`
     seed : of saga's order of rows
+    grid : values of C
 
     Returns
     -------
@@ -57,7 +59,7 @@ def fit_reference(
     problem = make_problem(X_train, y_train, n_classes, weight)
     fits: list[Fit] = []
     scores: list[float] = []
-    for C in REFERENCE_C:
+    for C in grid:
         W, b, epochs, best = _rounds(C, X_train, y_train, X_val, y_val, n_classes, score, seed)
         fits.append(certify(problem, W, b, 1.0 / C, 0.0, epochs, 1e-5, warn=False))
         scores.append(best)

@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -223,7 +222,7 @@ def _probe_one(feature: Feature, task: Task, stream: bool, between: Callable[[],
         config=task.config,
         stream=stream,
         device=task.device,
-        key=zlib.crc32(f"{feature.layer}{feature.dataset}".encode()),
+        key=feature.number,
         between=between,
     )
 

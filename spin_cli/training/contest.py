@@ -226,7 +226,10 @@ def cross_validate(
 ) -> list[Judged]:
     """Judge the best of each kind out of fold, then what lies around the best of these."""
     split, config = inputs.split, inputs.config
-    crossing = Folds(reader, split, folds, config.workers, config.seed, inputs.groups)
+    crossing = Folds(
+        reader, split, folds, config.workers, config.seed, inputs.groups,
+        selecting=inputs.selecting,
+    )  # fmt: skip
     full = config.search is Search.FULL
     some = finalists(tried, split, None if full else FAST_FINALISTS)
     crossed = crossing.judge(some, step)

@@ -2,7 +2,8 @@
 
 Neurons that were selected with a row's label in view flatter every head that is then tried on that
 row (Ambroise & McLachlan 2002). So in every fold the probes are fitted again, on the fold's
-training rows alone, and rank their neurons anew; only C is taken over from `select`.
+training rows alone, and rank their neurons anew, by the options that `select` had; only C is taken
+over from it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import mask, probe
+from spin_cli import metrics, probe
 from spin_cli.activations import Feature
+from spin_cli.config import SelectConfig
 from spin_cli.dataset.stratification import deal_out
 from spin_cli.training.pick import Judged, Part
 from spin_cli.training.search import Split, walk_strengths
 from spin_cli.training.table import Choice, Ranked, Reader
 from spin_cli.workers import side_by_side
-
-RANK_TOL = 1e-2
-"""Violation, relative to the penalty at zero weights, at which a fold's ranking is good enough."""
-FROM, STEPS = 0.7, 6
-"""Where the walk to a fold's penalty begins, as a share of the one at zero weights; its steps."""
 
 
 def fold_rows(
@@ -124,8 +121,11 @@ class Folds:
         workers: int,
         seed: int,
         groups: NDArray[np.int64] | None = None,
+        *,
+        selecting: SelectConfig,
     ) -> None:
         self.reader, self.split, self.workers = reader, split, workers
+        self.selecting = selecting
         self.fold = fold_rows(split.codes, folds, seed, groups)
         self.ranked: list[dict[Feature, Ranked]] = [{} for _ in range(folds)]
 
@@ -176,34 +176,17 @@ class Folds:
     def _rank(self, k: int, choices: Iterable[Choice]) -> None:
         """Fit the probes of one fold that *choices* read and that are not there yet."""
         wanted = {item.feature: item for choice in choices for item in self.reader.matching(choice)}
-        rows = np.flatnonzero(self.fold != k)
-        codes = self.split.codes[rows]
-        share = len(rows) / len(self.split.train)
+        split, config = self.split, self.selecting
+        train, val = (rows[self.fold[rows] != k] for rows in (split.train, split.val))
 
         def one(item: Ranked) -> None:
-            standard = probe.standardise(self.reader.whole(item.feature)[rows])
-            fit = _fit_from_above(standard.X, codes, self.split.n_classes, share / item.C)
-            values = mask.importance(fit.coef)
-            order = mask.order(values)
-            self.ranked[k][item.feature] = replace(
-                item,
-                neurons=standard.kept[order].astype(np.int32),
-                cumulative=mask.cumulative(values[order]),
-            )
+            found = probe.rank_again(
+                self.reader.whole(item.feature), split.codes, train, val, split.n_classes, item.C,
+                rows=len(split.train), score=metrics.score_function(config.metric or split.metric),
+                config=config, key=item.feature.number,
+            )  # fmt: skip
+            kept = replace(item, neurons=found.neurons, cumulative=found.cumulative)
+            self.ranked[k][item.feature] = kept
 
         todo = [item for feature, item in wanted.items() if feature not in self.ranked[k]]
         side_by_side(one, todo, self.workers, lambda item: item.feature.width)
-
-
-def _fit_from_above(
-    X: NDArray[np.float32], codes: NDArray[np.int64], n_classes: int, l1: float
-) -> probe.Fit:
-    """Fit a probe by way of stronger penalties: a cold start takes two to four times as long.
-
-    A start from the probe of all rows would be shorter still, but it has seen the held out ones.
-    """
-    top = FROM * probe.lambda_max(X, codes, n_classes)
-    fit = None
-    for strength in np.geomspace(top, l1, STEPS)[:-1] if l1 < top else ():
-        fit = probe.fit(X, codes, n_classes, l1=float(strength), init=fit, tol=RANK_TOL)
-    return probe.fit(X, codes, n_classes, l1=l1, init=fit, tol=RANK_TOL)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, metrics
 from spin_cli.activations import Feature, features_of
 from spin_cli.choices import Metric, StorageDtype
-from spin_cli.config import CV_VAL_ROWS, TrainConfig
+from spin_cli.config import CV_VAL_ROWS, SelectConfig, TrainConfig, from_plain
 from spin_cli.dataset import read_texts
+from spin_cli.errors import ArtifactError
 from spin_cli.samples import read_targets
 from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
@@ -39,6 +40,8 @@ class Inputs:
     dtype: StorageDtype
     metric: Metric
     config: TrainConfig
+    selecting: SelectConfig
+    """Options of the selection."""
 
     @property
     def classes(self) -> list[str]:
@@ -76,7 +79,12 @@ class Inputs:
 def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) -> Inputs:
     """Check the artifacts before, and read what is known of each row.
 
-    `DataError` where the metric says nothing of the val rows.
+    Raises
+    ------
+    ArtifactError
+        The activations are missing, damaged or changed, or the selection's options are none.
+    DataError
+        The metric says nothing of the val rows.
     """
     folder, manifest = artifacts.read_parent(source, selection)
     samples, codes = read_targets(folder, manifest)
@@ -95,7 +103,17 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
         dtype=StorageDtype(manifest["storage_dtype"]),
         metric=metric,
         config=config,
+        selecting=_options_of(source, selection),
     )
+
+
+def _options_of(source: Path, selection: dict[str, Any]) -> SelectConfig:
+    """What a selection was made by; how the work was done is not told, and decides nothing."""
+    try:
+        known = artifacts.to_plain(SelectConfig()) | selection["request"]["options"]
+        return from_plain(SelectConfig, known | {"metric": selection["metric"]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{source}: the manifest's options are wrong: {error}") from error
 
 
 def without_texts(inputs: Inputs) -> list[str]:

@@ -151,7 +151,10 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
     if found.evidence.what == OUT_OF_FOLD:
         return found.evidence.probs
     config = inputs.config
-    folds = Folds(reader, inputs.split, CV_FOLDS, config.workers, config.seed, inputs.groups)
+    folds = Folds(
+        reader, inputs.split, CV_FOLDS, config.workers, config.seed, inputs.groups,
+        selecting=inputs.selecting,
+    )  # fmt: skip
     wanted: dict[Choice, list[float]] = {}
     for part in found.best.parts:
         if not part.whole:
