@@ -105,7 +105,7 @@ def draw_results(run: Run, files: bool) -> Figure:
         table=Table(["", label, "from", "to"], rows),
         caption=(
             "Bars: 95% bootstrap intervals over the rows. " if sure else ""
-        ) + "All get the same rows and the same care.",
+        ) + "All were chosen by the same rows and fitted to the same rows.",
         alt=f"{label} on {run.unseen} rows: {said}.",
     )  # fmt: skip
 

@@ -21,11 +21,41 @@ def tfidf(
     rows: dict[str, NDArray[np.intp]],
     n_classes: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """Class probabilities of val and test rows by logistic regression on word 1- and 2-grams.
+    """Class probabilities of val and test rows by `by_words`, its C chosen by log loss on val."""
+    val = len(rows["val"])
+    found = by_words(
+        texts, codes, rows["train"], np.concatenate([rows["val"], rows["test"]]), n_classes
+    )
+    best = min(found, key=lambda probs: metrics.log_loss(codes[rows["val"]], probs[:val]))
+    return {"val": best[:val]} | ({"test": best[val:]} if len(rows["test"]) else {})
 
-    With any number of labels (*codes* (N, L)), by one for each label, all of the same C.
 
-    C is chosen by log loss on val rows; vocabulary and weights come from train rows alone.
+def by_words(
+    texts: Sequence[str],
+    codes: NDArray[np.int64],
+    train: NDArray[np.intp],
+    other: NDArray[np.intp],
+    n_classes: int,
+    strengths: Sequence[float] = STRENGTHS,
+) -> NDArray[np.float64]:
+    """Class probabilities by logistic regression on word 1- and 2-grams.
+
+    With any number of labels (*codes* (N, L)), by one for each label.
+
+    Parameters
+    ----------
+    train : rows from which vocabulary and weights come
+    other : rows to judge, M
+    strengths : scikit-learn's C
+
+    Returns
+    -------
+    (S, M, n_classes), for each strength
+
+    Raises
+    ------
+    ValueError
+        No text of *train* has a word.
 
     Warns
     -----
@@ -37,36 +67,27 @@ def tfidf(
     words = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, max_features=MAX_TERMS, dtype=np.float64
     )
-    X = words.fit_transform([texts[row] for row in rows["train"]])
-    other = {
-        name: words.transform([texts[row] for row in rows[name]])
-        for name in ("val", "test")
-        if len(rows[name])
-    }
-    y = codes[rows["train"]]
-    fitted = []
-    for C in STRENGTHS:
-        if y.ndim == 1:
-            fitted.append(_logistic(X, y, n_classes, C, other))
-            continue
-        each = [_logistic(X, column, 2, C, other) for column in y.T]
-        fitted.append({name: np.stack([one[name][:, 1] for one in each], 1) for name in other})
-    return min(fitted, key=lambda probs: metrics.log_loss(codes[rows["val"]], probs["val"]))
+    X = words.fit_transform([texts[row] for row in train])
+    Z = words.transform([texts[row] for row in other])
+    y = codes[train]
+    if y.ndim == 1:
+        return _logistic(X, y, n_classes, strengths, Z)
+    each = [_logistic(X, column, 2, strengths, Z)[:, :, 1] for column in y.T]
+    return np.stack(each, 2)
 
 
 def _logistic(
-    X: Any, y: NDArray[np.int64], n_classes: int, C: float, other: dict[str, Any]
-) -> dict[str, NDArray[np.float64]]:
-    """Class probabilities of other rows; where all of *y* is one class, of that one."""
+    X: Any, y: NDArray[np.int64], n_classes: int, strengths: Sequence[float], Z: Any
+) -> NDArray[np.float64]:
+    """Class probabilities of other rows Z; where all of *y* is one class, of that one."""
     from sklearn.linear_model import LogisticRegression
 
-    probs = {name: np.zeros((Z.shape[0], n_classes)) for name, Z in other.items()}
+    probs = np.zeros((len(strengths), Z.shape[0], n_classes))
     if (y == y[0]).all():
-        for found in probs.values():
-            found[:, y[0]] = 1.0
+        probs[:, :, y[0]] = 1.0
         return probs
-    model = LogisticRegression(C=C, max_iter=300)
-    model.fit(X, y)
-    for name, Z in other.items():
-        probs[name][:, model.classes_] = model.predict_proba(Z)
+    for found, C in zip(probs, strengths, strict=True):
+        model = LogisticRegression(C=C, max_iter=300)
+        model.fit(X, y)
+        found[:, model.classes_] = model.predict_proba(Z)
     return probs

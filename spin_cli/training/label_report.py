@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import label_metrics
-from spin_cli.config import CV_FOLDS
-from spin_cli.training.folds import fold_rows
-from spin_cli.training.inputs import Inputs
 
 Drawn = Mapping[str, NDArray[np.float64]]
 COMPARED = ("accuracy", "micro_f1", "macro_f1")
@@ -76,24 +73,3 @@ def paired_p(differences: NDArray[np.float64]) -> float:
     """Two-sided bootstrap p value that a difference is none (Efron & Tibshirani 1993, ch. 16)."""
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2.0 * (1 + min(below, above)) / (1 + len(differences)))
-
-
-def cross_fit(
-    inputs: Inputs,
-    fit: Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    """Out-of-fold probabilities (N, L) of train and val rows.
-
-    On these a rival's thresholds are tuned, as the head's are.
-
-    Parameters
-    ----------
-    fit : of the rows to fit to and those held out; the probabilities of the latter
-    """
-    codes = inputs.codes[inputs.search_rows]
-    fold = fold_rows(codes, CV_FOLDS, inputs.config.seed, inputs.groups)
-    probs = np.empty(codes.shape)
-    for k in range(CV_FOLDS):
-        outside = np.flatnonzero(fold == k)
-        probs[outside] = fit(np.flatnonzero(fold != k), outside)
-    return probs

@@ -41,8 +41,7 @@ def measure(
     if "test" in y:
         spin["test"] = head.probabilities(found.best.gather(tester))
     y[found.evidence.what] = found.evidence.codes
-    crossed = bool(found.crossed) and head.multi_label
-    rivals = find_rivals(reader, tester, inputs, notes, crossed)
+    rivals = find_rivals(reader, tester, inputs, found, notes)
     scores = {
         name: metrics.evaluate(y[name], probs, inputs.classes, head.limits)
         for name, probs in spin.items()
@@ -77,7 +76,7 @@ def measure(
     }
     if head.abstain_below is not None:
         report["answered"] = {name: _answered(y[name], probs, head) for name, probs in spin.items()}
-    _compare(report, spin, rivals, y, inputs, head.limits)
+    _compare(report, spin, rivals, y, inputs, head.limits, found.evidence.what)
     return report
 
 
@@ -126,9 +125,11 @@ def _compare(
     y: dict[str, NDArray[np.int64]],
     inputs: Inputs,
     threshold: metrics.Threshold,
+    chosen_by: str,
 ) -> None:
-    """Add intervals to every test score, and the tests against the rival that is best on val.
+    """Add intervals to every test score, and the tests against the best rival.
 
+    The best is that on the rows that all were chosen by.
     Without test rows intervals to val scores, and no tests: the head was chosen there. Of fewer
     than `MIN_RESAMPLED` rows neither.
     """
@@ -140,8 +141,10 @@ def _compare(
     said = {"spin": metrics.decide(spin[split], threshold)}
     for name, rival in rivals.items():
         said[name] = metrics.decide(rival.probs[split], threshold_of(rival, inputs))
-    val = inputs.codes[inputs.rows["val"]]
-    best = max(rivals, key=lambda name: score(inputs.metric, val, rivals[name].probs["val"]))
+    known = {
+        name: score(inputs.metric, y[chosen_by], r.probs[chosen_by]) for name, r in rivals.items()
+    }
+    best = max(known, key=known.__getitem__)
     if true.ndim == 2:
         compare_labels(report, split, true, said, best, rows, LEVEL)
         return

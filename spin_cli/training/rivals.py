@@ -1,9 +1,13 @@
-"""What a head is measured against: the last layer, the best layer, and TF-IDF."""
+"""What a head is measured against: the last layer, the best layer, and TF-IDF.
+
+They are chosen by the rows that the head was chosen by, out of fold by the folds of its masks or by
+val, get their threshold there, and are fitted to the rows that the head is fitted to.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +19,20 @@ from spin_cli.activations import Feature
 from spin_cli.choices import Site
 from spin_cli.training import baselines
 from spin_cli.training.calibration import MIN_ROWS, OUT_OF_FOLD
+from spin_cli.training.contest import fold_count
+from spin_cli.training.folds import fold_rows
 from spin_cli.training.inputs import Inputs
 from spin_cli.training.label_decisions import choose_thresholds
-from spin_cli.training.label_report import cross_fit
-from spin_cli.training.search import Fitted, fit_columns, walk_strengths
+from spin_cli.training.pick import score
+from spin_cli.training.search import PATIENCE, STRENGTHS, fit_columns, strongest, walk_strengths
 from spin_cli.training.table import Reader
+from spin_cli.training.tried import Found
 from spin_cli.workers import side_by_side
 
 Probs = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Judged = tuple[int, Probs]
+"""The place of the strength chosen, and the probabilities of the rows that it was chosen by."""
 
 
 @dataclass(frozen=True)
@@ -32,54 +42,97 @@ class Rival:
     what: dict[str, Any]
     """What it is, for the report."""
     probs: dict[str, Probs]
-    """By split: val, and test where there is one; with labels out-of-fold, where the head's own
-    thresholds were tuned so."""
+    """Of val, by fits that had not seen them; of the out-of-fold rows, where the head was chosen by
+    these; and of test, where there is one."""
 
 
 def find_rivals(
-    reader: Reader, tester: Reader, inputs: Inputs, notes: list[str], crossed: bool = False
+    reader: Reader, tester: Reader, inputs: Inputs, found: Found, notes: list[str]
 ) -> dict[str, Rival]:
-    """The last layer, the best single layer, and TF-IDF where the texts are still there."""
+    """The last layer, the best single layer, and TF-IDF where the texts are still there.
+
+    Parameters
+    ----------
+    found : the head, by whose rows they are chosen and fitted
+    """
     last, best = last_layers(inputs), best_layers(reader)
+    crossed = found.evidence.what == OUT_OF_FOLD
     by_words: list[Rival | str] = []
-    fitted: dict[Feature, Fitted] = {}
+    judged: dict[Feature, Judged] = {}
 
     def one(feature: Feature | None) -> None:
         if feature is None:
-            by_words.append(words(inputs, crossed))
+            by_words.append(words(inputs, crossed, found.refit))
         else:
-            fitted[feature] = fit_columns(reader.whole(feature), inputs.split)
+            judged[feature] = judge_layer(reader.whole(feature), inputs, crossed)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="sklearn")  # TF-IDF a little short of its optimum
         side_by_side(one, [None, *dict.fromkeys([*best, *last])], inputs.config.workers)
-    found = {
-        name: whole_layer(reader, tester, inputs, [(f, fitted[f]) for f in features], crossed)
+    rivals = {
+        name: whole_layer(reader, tester, inputs, found, {f: judged[f] for f in features})
         for name, features in (("last_layer", last), ("best_layer", best))
     }
     (tfidf,) = by_words
     if isinstance(tfidf, str):
         if tfidf == inputs.texts:  # said already, with all else that hangs on it
-            return found
+            return rivals
         notes.append(f"no TF-IDF baseline: {tfidf}")
-        return found
-    return found | {"tfidf": tfidf}
+        return rivals
+    return rivals | {"tfidf": tfidf}
 
 
-def words(inputs: Inputs, crossed: bool) -> Rival | str:
+def cross_fit(inputs: Inputs, fit: Callable[[Rows, Rows], Sequence[Probs]]) -> list[Probs]:
+    """Out-of-fold probabilities (N, n_classes) of train and val rows, for each strength.
+
+    Parameters
+    ----------
+    fit : of the rows to fit to and those held out; the probabilities of the latter by falling
+        strengths, of which the last may be left out
+    """
+    split = inputs.split
+    folds = fold_count(inputs)
+    fold = fold_rows(split.codes, folds, inputs.config.seed, inputs.groups)
+    held = [np.flatnonzero(fold == k) for k in range(folds)]
+    fits = [fit(np.flatnonzero(fold != k), held[k]) for k in range(folds) if len(held[k])]
+    back = np.argsort(np.concatenate(held))
+    return [np.concatenate(parts)[back] for parts in zip(*fits, strict=False)]
+
+
+def by_rows(probs: Probs, inputs: Inputs, crossed: bool) -> dict[str, Probs]:
+    """Probabilities of the rows that were chosen by; out-of-fold ones are train rows, then val."""
+    return (
+        {OUT_OF_FOLD: probs, "val": probs[len(inputs.rows["train"]) :]}
+        if crossed
+        else {"val": probs}
+    )
+
+
+def rows_to_fit(inputs: Inputs, refit: bool) -> Rows:
+    """The train rows, or *refit* train and val, as places among `Inputs.search_rows`."""
+    split = inputs.split
+    return np.arange(len(split.codes)) if refit else split.train
+
+
+def words(inputs: Inputs, crossed: bool, refit: bool) -> Rival | str:
     """TF-IDF with logistic regression; or why it cannot be had."""
-    rows, texts = inputs.search_rows, inputs.texts
+    texts, codes, n_classes = inputs.texts, inputs.codes, len(inputs.classes)
     if isinstance(texts, str):
         return texts
+    rows, split = inputs.search_rows, inputs.split
+
+    def fit(inside: Rows, outside: Rows) -> Sequence[Probs]:
+        return list(baselines.by_words(texts, codes, rows[inside], rows[outside], n_classes))
+
     try:
-        probs = baselines.tfidf(texts, inputs.codes, inputs.rows, len(inputs.classes))
-        if crossed:
-
-            def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
-                part = {"train": rows[inside], "val": rows[outside], "test": rows[:0]}
-                return baselines.tfidf(texts, inputs.codes, part, len(inputs.classes))["val"]
-
-            probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
+        tried = cross_fit(inputs, fit) if crossed else fit(split.train, split.val)
+        y = split.codes if crossed else split.codes[split.val]
+        at = int(np.argmin([metrics.log_loss(y, each) for each in tried]))
+        probs = by_rows(tried[at], inputs, crossed)
+        if len(test := inputs.rows["test"]):
+            fitted = rows[rows_to_fit(inputs, refit)]
+            strength = baselines.STRENGTHS[at : at + 1]
+            probs["test"] = baselines.by_words(texts, codes, fitted, test, n_classes, strength)[0]
     except ValueError as error:  # no text has a word
         return str(error)
     return Rival({}, probs)
@@ -99,31 +152,45 @@ def best_layers(reader: Reader) -> list[Feature]:
     return [item.feature for item in ranked[:3]]
 
 
+def judge_layer(values: NDArray[Any], inputs: Inputs, crossed: bool) -> Judged:
+    """Choose the strength of ridge logistic regression on all neurons of one matrix."""
+    split = inputs.split
+    if not crossed:
+        fitted = fit_columns(values, split)
+        return STRENGTHS.index(fitted.strength), fitted.val_probs
+
+    def fit(inside: Rows, outside: Rows) -> Sequence[Probs]:
+        part = replace(split, train=inside, val=outside)
+        walked = walk_strengths(values, part, STRENGTHS, patience=PATIENCE)
+        return [fitted.val_probs for fitted in walked]
+
+    tried = cross_fit(inputs, fit)
+    at = strongest([metrics.row_losses(split.codes, each) for each in tried])
+    return at, tried[at]
+
+
 def whole_layer(
-    reader: Reader,
-    tester: Reader,
-    inputs: Inputs,
-    fits: Sequence[tuple[Feature, Fitted]],
-    crossed: bool,
+    reader: Reader, tester: Reader, inputs: Inputs, found: Found, judged: dict[Feature, Judged]
 ) -> Rival:
-    """Ridge logistic regression on all neurons of one matrix, the best of *fits* on val."""
-    feature, fitted = max(fits, key=lambda pair: pair[1].rank)
-    probs = {"val": fitted.val_probs}
+    """The best of some matrices, each with all its neurons, fitted as the head is."""
+    y = found.evidence.codes
+
+    def rank(feature: Feature) -> tuple[float, float]:
+        probs = judged[feature][1]
+        return score(inputs.metric, y, probs), -metrics.log_loss(y, probs)
+
+    feature = max(judged, key=rank)
+    at, chosen = judged[feature]
+    probs = by_rows(chosen, inputs, found.evidence.what == OUT_OF_FOLD)
     if len(inputs.rows["test"]):
+        split = replace(inputs.split, train=rows_to_fit(inputs, found.refit))
+        fitted = walk_strengths(reader.whole(feature), split, STRENGTHS[: at + 1])[-1]
         probs["test"] = fitted.probabilities(tester.whole(feature))
-    if crossed:
-        values, split = reader.whole(feature), inputs.split
-
-        def held_out(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> Probs:
-            part = replace(split, train=inside, val=outside)
-            return walk_strengths(values, part, [fitted.strength])[0].val_probs
-
-        probs[OUT_OF_FOLD] = cross_fit(inputs, held_out)
     what = {
         "layer": feature.layer,
         "site": feature.site.value,
         "pooling": feature.pooling.value,
-        "strength": fitted.strength,
+        "strength": STRENGTHS[at],
     }
     return Rival(what, probs)
 
@@ -137,14 +204,12 @@ def plain(threshold: metrics.Threshold, inputs: Inputs) -> Any:
 
 def threshold_of(rival: Rival, inputs: Inputs) -> metrics.Threshold:
     """A rival's threshold is tuned where the head's is, so that neither has an advantage."""
-    val = inputs.codes[inputs.rows["val"]]
-    if val.ndim == 2:
-        what = OUT_OF_FOLD if OUT_OF_FOLD in rival.probs else "val"
-        rows = inputs.rows["val"] if what == "val" else inputs.search_rows
-        known = inputs.codes[rows], rival.probs[what], inputs.classes
-        return choose_thresholds(*known, inputs.metric, what, [])
-    enough = len(val) >= MIN_ROWS
-    return metrics.tuned_threshold(inputs.metric, val, rival.probs["val"]) if enough else None
+    what = OUT_OF_FOLD if OUT_OF_FOLD in rival.probs else "val"
+    y = inputs.codes[inputs.rows["val"] if what == "val" else inputs.search_rows]
+    probs = rival.probs[what]
+    if y.ndim == 2:
+        return choose_thresholds(y, probs, inputs.classes, inputs.metric, what, [])
+    return metrics.tuned_threshold(inputs.metric, y, probs) if len(y) >= MIN_ROWS else None
 
 
 def rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
@@ -153,6 +218,5 @@ def rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]]) 
     scores = {
         name: metrics.evaluate(y[name], probs, inputs.classes, threshold)
         for name, probs in rival.probs.items()
-        if name != OUT_OF_FOLD
     }
     return rival.what | {"threshold": plain(threshold, inputs)} | scores

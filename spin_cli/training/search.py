@@ -116,10 +116,19 @@ def fit_columns(
     """
     found = walk_strengths(values, split, strengths, tol, PATIENCE)
     y_val = split.codes[split.val]
-    losses = [metrics.row_losses(y_val, candidate.val_probs) for candidate in found]
+    return found[strongest([metrics.row_losses(y_val, item.val_probs) for item in found])]
+
+
+def strongest(losses: Sequence[NDArray[np.float64]]) -> int:
+    """The first of some candidates whose loss is within one standard error of the lowest.
+
+    Parameters
+    ----------
+    losses : of each candidate, from strong to weak; each (N,), of the same rows
+    """
     lowest = min(losses, key=lambda rows: float(rows.mean()))
     near = [float((r - lowest).mean()) <= float((r - lowest).std()) / len(r) ** 0.5 for r in losses]
-    return found[near.index(True)]
+    return near.index(True)
 
 
 def walk_strengths(
