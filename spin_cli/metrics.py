@@ -45,6 +45,14 @@ def probabilities(
     return np.asarray(p / p.sum(1, keepdims=True))
 
 
+def logits(probs: Probs, multi_class: str = "multinomial") -> NDArray[np.float64]:
+    """Logits (N, n_classes), one a class, of which `probabilities` makes *probs*; cut at 1e-15."""
+    if multi_class == "labels":
+        p = np.clip(probs, 1e-15, 1.0 - 1e-15)
+        return np.asarray(np.log(p) - np.log1p(-p))
+    return np.asarray(np.log(np.clip(probs, 1e-15, 1.0)))
+
+
 def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / (1 + exp(-z)), without overflow."""
     e = np.exp(-np.abs(z))

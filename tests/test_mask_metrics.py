@@ -106,3 +106,13 @@ def test_bfloat16_is_stored_with_the_bits_that_torch_gives():
     assert np.array_equal(stored.view(np.int16), expected.view(torch.int16).numpy())
     back = activations.from_disk(stored, StorageDtype.BFLOAT16)
     assert np.array_equal(back, expected.float().numpy())
+
+
+@pytest.mark.parametrize("kind", ["multinomial", "labels"])
+def test_logits_are_what_probabilities_came_from(kind):
+    z = np.random.default_rng(0).normal(size=(50, 4)) * 5
+    found = metrics.logits(metrics.probabilities(z, 4, kind), kind)
+    moved = 0.0 if kind == "labels" else np.log(np.exp(z).sum(1, keepdims=True))
+    np.testing.assert_allclose(found, z - moved, atol=1e-6)
+    sure = metrics.logits(np.array([[0.0, 1.0]]), kind)
+    assert np.isfinite(sure).all() and sure[0, 0] < -30

@@ -16,7 +16,6 @@ from spin_cli.reports.layers import layer_axis, short
 from spin_cli.reports.model import Sizes, Speed
 from spin_cli.reports.results import metric_name
 from spin_cli.reports.sources import Run
-from spin_cli.training.label_decisions import logits
 
 MOST_DEPTHS = 6
 
@@ -214,7 +213,7 @@ def draw_margins(run: Run, curves: Curves, files: bool) -> Figure:
 
 def _margin(point: Point, binary: bool) -> Any:
     if point.codes.ndim == 2:
-        return logits(point.probs).ravel()
+        return metrics.logits(point.probs, "labels").ravel()
     log_p = np.log(np.clip(point.probs, 1e-12, 1))
     if binary:
         return log_p[:, 1] - log_p[:, 0]

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import metrics
-from spin_cli.training.label_decisions import logits as label_logits
 from spin_cli.training.pick import Judged, Part
 from spin_cli.training.table import Choice
 
@@ -88,7 +87,7 @@ def mean_probs(
     *kind*: ``labels`` where those of a row are independent of one another.
     """
     total = sum(share * _logits(each, kind) for share, each in zip(shares, probs, strict=True))
-    return _probabilities(np.asarray(total), kind)
+    return metrics.probabilities(np.asarray(total), probs[0].shape[1], kind)
 
 
 def _greedy(logs: NDArray[np.float64], y: NDArray[np.int64], kind: str) -> list[int]:
@@ -102,7 +101,7 @@ def _greedy(logs: NDArray[np.float64], y: NDArray[np.int64], kind: str) -> list[
     last = np.inf
     while len(taken) < STEPS:
         size = len(taken) + 1
-        means = (_probabilities((total + each) / size, kind) for each in logs)
+        means = (metrics.probabilities((total + each) / size, logs.shape[2], kind) for each in logs)
         losses = [metrics.log_loss(y, probs) for probs in means]
         best = int(np.argmin(losses))
         if losses[best] > last - GAIN:
@@ -125,14 +124,5 @@ def _parts(chosen: Sequence[Judged]) -> tuple[Part, ...]:
 
 
 def _logits(probs: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
-    if kind == "labels":
-        return label_logits(probs)
-    logs = np.log(np.clip(probs, 1e-15, 1.0))
-    return np.asarray(logs - logs.mean(1, keepdims=True))
-
-
-def _probabilities(logs: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
-    if kind == "labels":
-        return metrics.sigmoid(logs)
-    p = np.exp(logs - logs.max(1, keepdims=True))
-    return np.asarray(p / p.sum(1, keepdims=True))
+    z = metrics.logits(probs, kind)
+    return z if kind == "labels" else np.asarray(z - z.mean(1, keepdims=True))

@@ -1,7 +1,8 @@
 """Probabilities that mean what they say, and thresholds on them.
 
-All of it is fitted to evidence: probabilities of rows that the head was not trained on, be they
-validation rows or out-of-fold ones.
+All of it is fitted to evidence: probabilities of rows by fits that had not seen them, be they
+validation rows or out-of-fold ones. Entirely new these rows are not: the head was chosen by them,
+with hidden units the val rows also say when training ends, and for stacks see `oof.write_oof`.
 """
 
 from __future__ import annotations
@@ -17,16 +18,11 @@ from spin_cli.choices import Calibration, Metric
 from spin_cli.config import TrainConfig
 from spin_cli.errors import DataError, UsageError
 from spin_cli.training import label_decisions
+from spin_cli.training.label_decisions import MIN_CLASS_ROWS, MIN_ROWS, SMOOTHING
 
 OUT_OF_FOLD = "out-of-fold"
 """What evidence is where heads were cross-validated; else it is ``val``."""
-MIN_ROWS = 100
-"""Fewest rows for a temperature or a threshold."""
-MIN_CLASS_ROWS = 50
-"""Fewest rows of each class for a shift of its own, or for a target to be met on it."""
 MIN_ANSWERS = 30
-SMOOTHING = 1.0
-"""Pull of the shifts towards none, in rows."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Scaling:
         return self._probabilities((self._logits(probs) - self.shift) / self.slope, probs)
 
     def _logits(self, probs: NDArray[np.float64]) -> NDArray[np.float64]:
-        return label_decisions.logits(probs) if self.several else _logits(probs)
+        return metrics.logits(probs, "labels") if self.several else _logits(probs)
 
     def _probabilities(
         self, z: NDArray[np.float64], probs: NDArray[np.float64]
@@ -77,8 +73,8 @@ class Scaling:
 
 
 def _logits(probs: NDArray[np.float64]) -> NDArray[np.float64]:
-    log_p = np.log(np.clip(probs, 1e-15, 1.0))
-    return np.asarray(log_p[:, 1:] - log_p[:, :1] if probs.shape[1] == 2 else log_p)
+    z = metrics.logits(probs)
+    return z[:, 1:] - z[:, :1] if z.shape[1] == 2 else z
 
 
 def fit_scaling(evidence: Evidence, kind: Calibration, notes: list[str]) -> Scaling:

@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-from spin_cli import label_metrics
+from spin_cli import label_metrics, metrics
 from spin_cli.choices import Calibration, Metric
 from spin_cli.names import list_names
 
 MIN_ROWS = 100
-"""Fewest rows for a temperature."""
-MIN_SCALED = 50
-"""Fewest rows with a label, and as many without, for a temperature or shift of its own."""
+"""Fewest rows for a temperature; of classes, for a threshold too."""
+MIN_CLASS_ROWS = 50
+"""Fewest rows of each class for a shift of its own, or for a target to be met on it; with a label,
+and as many without, for a temperature or shift of its own."""
 MIN_TUNED = 10
 """Fewest rows with a label for a threshold of its own."""
 SMOOTHING = 1.0
@@ -23,12 +24,6 @@ SMOOTHING = 1.0
 BOUND = 4.0
 NAMED = 5
 F64 = NDArray[np.float64]
-
-
-def logits(probs: F64) -> F64:
-    """Log odds (N, L) of independent probabilities."""
-    p = np.clip(probs, 1e-15, 1.0 - 1e-15)
-    return np.asarray(np.log(p) - np.log1p(-p))
 
 
 def fit_labels(
@@ -39,7 +34,7 @@ def fit_labels(
     what: str,
     notes: list[str],
 ) -> tuple[F64, F64]:
-    """Slopes and shifts (L,) of the logits with the lowest log loss on rows not trained on.
+    """Slopes and shifts (L,) of the logits with the lowest log loss on rows of evidence.
 
     Labels with few rows share one slope, fitted to all labels together. ``per-class`` adds a
     shift (Platt 1999) to the labels that have a slope of their own.
@@ -51,18 +46,18 @@ def fit_labels(
     if len(Y) < MIN_ROWS:
         notes.append(f"not calibrated: {len(Y)} {what} rows, and it takes {MIN_ROWS} or more")
         return slope, shift
-    z = logits(probs)
+    z = metrics.logits(probs, "labels")
     slope[:] = _temperature(z.ravel(), Y.ravel())
     counts = np.minimum(Y.sum(0), len(Y) - Y.sum(0))
-    for k in np.flatnonzero(counts >= MIN_SCALED):
+    for k in np.flatnonzero(counts >= MIN_CLASS_ROWS):
         if kind is Calibration.PER_CLASS:
             slope[k], shift[k] = _platt(z[:, k], Y[:, k])
         else:
             slope[k] = _temperature(z[:, k], Y[:, k])
-    if few := [names[k] for k in np.flatnonzero(counts < MIN_SCALED).tolist()]:
+    if few := [names[k] for k in np.flatnonzero(counts < MIN_CLASS_ROWS).tolist()]:
         notes.append(
             f"calibrated by one temperature for all: {list_names(few, NAMED, '')}; a label's own"
-            f" takes {MIN_SCALED} {what} rows with and without it"
+            f" takes {MIN_CLASS_ROWS} {what} rows with and without it"
         )
     return slope, shift
 

@@ -12,7 +12,7 @@ from spin_cli import metrics
 from spin_cli.head import Head
 from spin_cli.training.calibration import Scaling
 from spin_cli.training.inputs import Inputs, make_reader
-from spin_cli.training.label_report import compare_labels
+from spin_cli.training.label_report import compare_labels, percentiles
 from spin_cli.training.pick import score
 from spin_cli.training.rivals import Probs, Rival, find_rivals, plain, rival_scores, threshold_of
 from spin_cli.training.tried import Found, describe, list_candidates, list_frontier
@@ -151,7 +151,7 @@ def _compare(
     drawn = {name: _resampled(true, codes, rows, n_classes) for name, codes in said.items()}
     for name, samples in drawn.items():
         report[name][split]["intervals"] = {
-            metric: _interval(values) for metric, values in samples.items()
+            metric: percentiles(values, LEVEL) for metric, values in samples.items()
         }
     if split != "test":
         return
@@ -161,7 +161,7 @@ def _compare(
         "difference": {
             metric: {
                 "value": report["spin"]["test"][metric] - report[best]["test"][metric],
-                "interval": _interval(drawn["spin"][metric] - drawn[best][metric]),
+                "interval": percentiles(drawn["spin"][metric] - drawn[best][metric], LEVEL),
             }
             for metric in ("accuracy", "macro_f1")
         },
@@ -181,9 +181,3 @@ def _resampled(
         scores.append(metrics.scores_of(table))
     accuracy, macro_f1 = np.array(scores).T
     return {"accuracy": accuracy, "macro_f1": macro_f1}
-
-
-def _interval(values: NDArray[np.float64]) -> list[float]:
-    tail = 50.0 * (1.0 - LEVEL)
-    low, high = np.percentile(values, [tail, 100.0 - tail])
-    return [float(low), float(high)]

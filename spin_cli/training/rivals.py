@@ -18,11 +18,11 @@ from spin_cli import metrics
 from spin_cli.activations import Feature
 from spin_cli.choices import Site
 from spin_cli.training import baselines
-from spin_cli.training.calibration import MIN_ROWS, OUT_OF_FOLD
+from spin_cli.training.calibration import OUT_OF_FOLD
 from spin_cli.training.contest import fold_count
 from spin_cli.training.folds import fold_rows
 from spin_cli.training.inputs import Inputs
-from spin_cli.training.label_decisions import choose_thresholds
+from spin_cli.training.label_decisions import MIN_ROWS, choose_thresholds
 from spin_cli.training.pick import score
 from spin_cli.training.search import PATIENCE, STRENGTHS, fit_columns, strongest, walk_strengths
 from spin_cli.training.table import Reader
