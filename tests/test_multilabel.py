@@ -186,8 +186,7 @@ def test_hidden_units_learn_labels():
 def test_words_are_judged_for_each_label():
     texts = [f"{'red' if i % 2 else 'blue'} {'big' if i % 3 else 'small'} thing" for i in range(60)]
     Y = np.array([[i % 2, i % 3 > 0, 1] for i in range(60)], np.int64)
-    rows = {"train": np.arange(40), "val": np.arange(40, 60), "test": np.arange(0)}
-    probs = baselines.tfidf(texts, Y, rows, 3)["val"]
+    (probs,) = baselines.by_words(texts, Y, np.arange(40), np.arange(40, 60), 3, [10.0])
     np.testing.assert_array_equal(probs > 0.5, Y[40:] > 0)
 
 

@@ -591,12 +591,13 @@ def test_tfidf_learns_words_and_knows_only_the_vocabulary_of_train():
     codes = rng.integers(0, 3, 300)
     words = ["apple", "bread", "cheese"]
     texts = [f"{words[c]} and {words[rng.integers(3)]} {words[c]}" for c in codes]
-    rows = {"train": np.arange(200), "val": np.arange(200, 260), "test": np.arange(260, 300)}
-    probs = baselines.tfidf(texts, codes, rows, 3)
-    assert (probs["test"].argmax(1) == codes[rows["test"]]).mean() > 0.95
-    unknown = [*texts[:260], *["zebra"] * 40]
-    blank = baselines.tfidf(unknown, codes, rows, 3)["test"]
-    assert np.ptp(blank, axis=0).max() == 0
+    train, other = np.arange(200), np.arange(200, 300)
+    probs = baselines.by_words(texts, codes, train, other, 3)
+    assert probs.shape == (len(baselines.STRENGTHS), 100, 3)
+    assert ((probs.argmax(2) == codes[other]).mean(1) > 0.95).all()
+    unknown = [*texts[:200], *["zebra"] * 100]
+    blank = baselines.by_words(unknown, codes, train, other, 3)
+    assert np.ptp(blank, axis=1).max() == 0
 
 
 # -- hidden units ----------------------------------------------------------------------------

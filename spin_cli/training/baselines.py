@@ -8,26 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import metrics
-
 MAX_ROWS, MAX_TERMS = 300_000, 300_000
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """scikit-learn's C, tried on validation rows."""
-
-
-def tfidf(
-    texts: Sequence[str],
-    codes: NDArray[np.int64],
-    rows: dict[str, NDArray[np.intp]],
-    n_classes: int,
-) -> dict[str, NDArray[np.float64]]:
-    """Class probabilities of val and test rows by `by_words`, its C chosen by log loss on val."""
-    val = len(rows["val"])
-    found = by_words(
-        texts, codes, rows["train"], np.concatenate([rows["val"], rows["test"]]), n_classes
-    )
-    best = min(found, key=lambda probs: metrics.log_loss(codes[rows["val"]], probs[:val]))
-    return {"val": best[:val]} | ({"test": best[val:]} if len(rows["test"]) else {})
 
 
 def by_words(
