@@ -10,8 +10,9 @@ import typer
 from spin_cli.choices import ExportFormat
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed
-from spin_cli.cli.terminal import human_bytes, print_json, print_table, say
+from spin_cli.cli.terminal import print_json, print_table, say
 from spin_cli.config import PredictConfig
+from spin_cli.units import human_bytes
 
 
 def export(

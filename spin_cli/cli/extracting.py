@@ -12,14 +12,13 @@ from spin_cli.choices import Dtype, Format, Long, Pooling, Side, Site
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import listed, read_bits, read_map, read_prompt
 from spin_cli.cli.terminal import (
-    human_bytes,
-    human_seconds,
     print_json,
     print_table,
     progress_bar,
     say,
 )
 from spin_cli.config import DEFAULT_MAX_LENGTH, DataConfig, ExtractConfig, ModelConfig
+from spin_cli.units import human_bytes, human_seconds
 
 
 def extract(

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from spin_cli.cli import options as o
-from spin_cli.cli.terminal import human_bytes, print_json, progress_bar, say
+from spin_cli.cli.terminal import print_json, progress_bar, say
 from spin_cli.config import ReportConfig
+from spin_cli.units import human_bytes
 
 
 def report(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from spin_cli.atomic import json_text
 from spin_cli.cli.showing_files import show_tensors, show_tree
-from spin_cli.cli.terminal import bar, human_bytes, print_json, print_line, print_table, width
+from spin_cli.cli.terminal import bar, print_json, print_line, print_table, width
+from spin_cli.units import human_bytes
 
 if TYPE_CHECKING:
     from spin_cli.inspection.statistics import Statistics

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_cli.cli.terminal import human_bytes, print_line, print_table, width
+from spin_cli.cli.terminal import print_line, print_table, width
+from spin_cli.units import human_bytes
 
 
 def show_tree(path: Path, found: dict[str, Any]) -> None:

@@ -192,23 +192,6 @@ def bar(share: float, length: int) -> str:
     return ("█" * full + " ▏▎▍▌▋▊▉"[rest].strip()).ljust(length)
 
 
-def human_bytes(count: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def human_seconds(seconds: float) -> str:
-    """A span of time for people."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def clock(seconds: float) -> str:
     """A span of time that changes as one looks: ``m:ss`` or ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)

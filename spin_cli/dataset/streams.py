@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gzip
-import hashlib
 import io
 import os
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from spin_cli.artifacts import sha256_file
 from spin_cli.dataset.formats import STDIN
 from spin_cli.errors import DataError, UsageError
 
@@ -245,13 +245,7 @@ class Lines:
 
 def hash_file(path: Path) -> tuple[str, int]:
     """Return the SHA-256 (hex) and the size in bytes of a file as it lies on disk."""
-    digest = hashlib.sha256()
-    size = 0
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(_CHUNK):
-                digest.update(block)
-                size += len(block)
+        return sha256_file(path), path.stat().st_size
     except OSError as error:
         raise cannot_open(path, error) from error
-    return digest.hexdigest(), size

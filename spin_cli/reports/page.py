@@ -13,9 +13,9 @@ from spin_cli.reports import labels, results
 from spin_cli.reports.drawing import Figure, Table, plain
 from spin_cli.reports.neurons import Example, Neuron
 from spin_cli.reports.sources import METRIC_KEYS, Artifact, Run
+from spin_cli.units import human_bytes
 
 MOST_CLASSES = 30
-KIB = 1024.0
 
 
 @dataclass(frozen=True)
@@ -173,16 +173,8 @@ def _stages(run: Run) -> Table:
             seconds = artifact.log.get("seconds")
             when = str(artifact.manifest["fingerprint"])[:12]
             rows.append([name, "–" if seconds is None else f"{seconds:,.1f} s",
-                         _size(artifact.size), when])  # fmt: skip
+                         human_bytes(artifact.size), when])  # fmt: skip
     return Table(["stage", "time", "size", "fingerprint"], rows)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < KIB:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= KIB
-    return f"{count:.1f} TiB"
 
 
 def _options(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
