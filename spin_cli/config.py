@@ -61,6 +61,9 @@ MAX_TEXT_CHARS = 2_000_000
 SPARSE = "sparse"
 """Mark of an option that came later: manifests hold it only where it is set, so that those of older
 versions, and all others, stay what they are."""
+UNDECISIVE = "undecisive"
+"""Mark of an option of `select` or `train` that no manifest has: it changes how the work is done,
+and not what comes of it."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +150,13 @@ class SelectConfig:
     bootstrap: int = ranged(0, Range(0, 10_000))
     """Resamples of the training rows over which selection frequencies are counted."""
     control: Control = Control.NONE
-    device: str = "auto"
+    device: str = field(default="auto", metadata={UNDECISIVE: True})
     """Where probes are solved: ``auto`` takes a CUDA device if there is one, else the CPU."""
-    memory_limit: int | None = ranged(None, Range(0, MAX_MEMORY))
+    memory_limit: int | None = ranged(None, Range(0, MAX_MEMORY), undecisive=True)
     """Bytes that matrices may take; None: the largest and a little, or as many as ``workers`` are
     asked for; streamed only what takes over half of the free memory. Decides how many are held at
     once, and which are streamed; never what is found."""
-    workers: int = ranged(0, COUNT)
+    workers: int = ranged(0, COUNT, undecisive=True)
     """Threads; 0: one per core."""
     seed: int = ranged(0, SEED)
 
@@ -191,9 +194,9 @@ class TrainConfig:
     abstain_below: float | None = ranged(None, SHARE)
     target_accuracy: float | None = ranged(None, SHARE)
     """Accuracy wanted of the answers given; the others are abstained from."""
-    oof: Path | None = None
+    oof: Path | None = field(default=None, metadata={UNDECISIVE: True})
     """Where to write out-of-fold probabilities of train and val texts."""
-    workers: int = ranged(0, COUNT)
+    workers: int = ranged(0, COUNT, undecisive=True)
     seed: int = ranged(0, SEED)
 
 
@@ -287,6 +290,12 @@ class VerifyConfig:
     trust_remote_code: bool = False
     """As in `PredictConfig`."""
     allow_pickle: bool = False
+
+
+def decisive(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those *options* of a configuration that decide what comes of it."""
+    left_out = {each.name for each in fields(kind) if UNDECISIVE in each.metadata}
+    return {name: value for name, value in options.items() if name not in left_out}
 
 
 def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from spin_cli import artifacts, atomic, backbone, extraction, selection, training
+from spin_cli.config import decisive
 from spin_cli.dataset import find_sources, places
 from spin_cli.errors import ArtifactError, SpinError
-from spin_cli.recipe import FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
+from spin_cli.recipe import CONFIGS, FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
 
 STAGES = ("activations", "selection", "head")
 """Folders of a run, each made from the one before."""
-UNDECISIVE = ("workers", "memory_limit", "device", "oof")
-"""Options that no manifest has, since they change how the work is done and not what comes of it."""
 
 
 class Standing(str, Enum):
@@ -154,9 +153,8 @@ def _completed(stage: str, request: dict[str, Any]) -> dict[str, Any]:
     if stage == "activations":
         parts = {name: artifacts.to_plain(defaults(name)) | options[name] for name in NESTED}
         return request | {"options": artifacts.to_plain(defaults("extract")) | options | parts}
-    known = artifacts.to_plain(defaults({"selection": "select", "head": "train"}[stage]))
-    for name in UNDECISIVE:
-        known.pop(name, None)
+    section = {"selection": "select", "head": "train"}[stage]
+    known = decisive(CONFIGS[section], artifacts.to_plain(defaults(section)))
     return request | {"options": known | options}
 
 

@@ -66,14 +66,15 @@ SEED = Range(0, 2**32 - 1)
 """scikit-learn takes no larger one, and NumPy none below."""
 
 
-def ranged(default: Any, span: Range, option: str = "") -> Any:
+def ranged(default: Any, span: Range, option: str = "", **marks: bool) -> Any:
     """A field of a configuration, with its default and the numbers that it may be.
 
     Parameters
     ----------
     option : what it is called on the command line, where that is not made of the field's name
+    marks : other marks of the field
     """
-    return field(default=default, metadata={RANGE: span, OPTION: option})
+    return field(default=default, metadata={RANGE: span, OPTION: option, **marks})
 
 
 def range_of(config: type[Any], name: str) -> tuple[Range, str]:

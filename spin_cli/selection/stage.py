@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from spin_cli import activations, artifacts, atomic, metrics, probe, ranks
 from spin_cli.activations import DISK_DTYPES, Feature
 from spin_cli.choices import Metric, StorageDtype
-from spin_cli.config import Progress, SelectConfig, quiet
+from spin_cli.config import Progress, SelectConfig, decisive, quiet
 from spin_cli.errors import ArtifactError, DataError
 from spin_cli.probe import Blocks, Ranking
 from spin_cli.ranges import check_ranges
@@ -126,9 +126,7 @@ def select(
 
 def request_of(parent: dict[str, Any], config: SelectConfig) -> dict[str, Any]:
     """What decides a selection: the activations and the options, but not how the work is done."""
-    options = artifacts.to_plain(config)
-    for name in ("workers", "memory_limit", "device"):
-        options.pop(name)
+    options = decisive(SelectConfig, artifacts.to_plain(config))
     return {"parent": parent["fingerprint"], "options": options}
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, atomic, probe
 from spin_cli.activations import Feature
 from spin_cli.choices import HeadKind
-from spin_cli.config import CV_FOLDS, Progress, TrainConfig, quiet
+from spin_cli.config import CV_FOLDS, Progress, TrainConfig, decisive, quiet
 from spin_cli.head import CARD, METRICS, Head, HeadFeature, blocks_needed, save_head
 from spin_cli.ranges import check_ranges
 from spin_cli.samples import separator_of
@@ -171,9 +171,7 @@ def out_of_fold(reader: Reader, inputs: Inputs, found: Found) -> NDArray[np.floa
 
 def request_of(parent: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     """What decides a head: the selection and the options, not what else is written."""
-    options = artifacts.to_plain(config)
-    for name in ("workers", "oof"):
-        options.pop(name)
+    options = decisive(TrainConfig, artifacts.to_plain(config))
     return {"parent": parent["fingerprint"], "options": options}
 
 
