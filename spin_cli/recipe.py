@@ -23,10 +23,10 @@ from spin_cli.config import (
     ModelConfig,
     SelectConfig,
     TrainConfig,
-    from_plain,
 )
 from spin_cli.errors import UsageError
 from spin_cli.ranges import check_ranges
+from spin_cli.typed import from_plain
 
 if sys.version_info >= (3, 11):
     import tomllib

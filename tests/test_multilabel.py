@@ -578,7 +578,7 @@ def test_the_exported_program_gives_independent_probabilities(run, spin, tmp_pat
 
 def test_one_label_a_text_leaves_no_trace_of_several(tmp_path):
     from spin_cli import artifacts
-    from spin_cli.config import from_plain
+    from spin_cli.typed import from_plain
 
     plain = artifacts.to_plain(DataConfig())
     assert "label_separator" not in plain

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_cli.config import DataConfig, from_plain
+from spin_cli.config import DataConfig
 from spin_cli.dataset.collection import reread
 from spin_cli.errors import SpinError
+from spin_cli.typed import from_plain
 
 
 def read_texts(folder: Path, manifest: Mapping[str, Any], most: int) -> list[str] | str:

@@ -15,10 +15,11 @@ from spin_cli import artifacts, backbone
 from spin_cli.backbone import Backbone, Encoded
 from spin_cli.backbone.partial import depth_for, narrow
 from spin_cli.choices import Dtype, Pooling, Site
-from spin_cli.config import ModelConfig, PredictConfig, from_plain
+from spin_cli.config import ModelConfig, PredictConfig
 from spin_cli.errors import ArtifactError, ModelError, UsageError
 from spin_cli.head import Head, HeadFeature, load_head
 from spin_cli.ranges import check_ranges
+from spin_cli.typed import from_plain
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, backbone
 from spin_cli.backbone import Backbone
 from spin_cli.choices import Site
-from spin_cli.config import ModelConfig, ReportConfig, from_plain
+from spin_cli.config import ModelConfig, ReportConfig
 from spin_cli.errors import SpinError
 from spin_cli.reports.sources import LeftOut, Run
+from spin_cli.typed import from_plain
 
 TIMED_TEXTS, REPEATS = 32, 3
 FEWEST_TIMED, SECONDS = 4, 6.0

@@ -21,12 +21,13 @@ from spin_cli import activations, artifacts, atomic, backbone
 from spin_cli.activations import Feature
 from spin_cli.backbone import Backbone
 from spin_cli.choices import Bits, Pooling, Site, StorageDtype
-from spin_cli.config import DataConfig, ModelConfig, VerifyConfig, from_plain
+from spin_cli.config import DataConfig, ModelConfig, VerifyConfig
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
 from spin_cli.head import load_head
 from spin_cli.ranges import check_ranges
 from spin_cli.samples import read_samples
+from spin_cli.typed import from_plain
 from spin_cli.verification.recomputing import Check, recompute
 
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
