@@ -14,7 +14,7 @@ import tomllib
 
 from spin_cli import artifacts, backbone, extraction, pipeline, recipe
 from spin_cli.choices import Control, HeadKind, Pooling
-from spin_cli.cli import pipeline as cli_pipeline
+from spin_cli.cli import demo
 from spin_cli.errors import UsageError
 from tests.helpers import MODEL
 
@@ -375,7 +375,7 @@ def test_the_demo_takes_a_file_as_well_as_a_folder(
     spin, tiny_run, run_copy, monkeypatch, form, wanted
 ):
     """Texts of test are classified; of a file alone its own."""
-    monkeypatch.setattr(cli_pipeline, "run_stages", lambda *_: {})  # the stages are there
+    monkeypatch.setattr(demo, "run_stages", lambda *_: {})  # the stages are there
     data = tiny_run / "data"
     data = data / "train.csv" if form == "file" else data
     done = spin("demo", "--data", data, "-o", run_copy, "--json")

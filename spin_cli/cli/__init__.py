@@ -18,6 +18,7 @@ import typer
 from spin_cli import __version__
 from spin_cli.cli import (
     ablating,
+    demo,
     exporting,
     extracting,
     inspecting,
@@ -55,7 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": reporting.report,
     "run": pipeline.run,
     "status": pipeline.status,
-    "demo": pipeline.demo,
+    "demo": demo.demo,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name, cls=RunCommand if _name == "run" else None)(speaking(_command))
