@@ -11,13 +11,13 @@ from typing import Any
 from spin_cli.choices import Format
 from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
+from spin_cli.dataset.csv_records import csv_records
 from spin_cli.dataset.formats import STDIN, detect_format, import_parquet
 from spin_cli.dataset.labels import LabelError, check_separator, parse_labels
 from spin_cli.dataset.records import (
     Fault,
     Record,
     Wanted,
-    csv_records,
     json_records,
     line_records,
 )
