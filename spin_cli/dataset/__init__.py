@@ -4,11 +4,12 @@ The one outside world here is text files: formats, encodings, broken quotes, spl
 that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names file and line.
 """
 
+from spin_cli.dataset.cells import Row, text_fault
 from spin_cli.dataset.collection import Dataset, Source, hash_sources, places, reread, scan
 from spin_cli.dataset.folder import find_sources
 from spin_cli.dataset.formats import detect_format
 from spin_cli.dataset.labels import split_labels
-from spin_cli.dataset.rows import BadRow, Row, read_items, read_rows, text_fault
+from spin_cli.dataset.rows import BadRow, read_items, read_rows
 from spin_cli.dataset.spool import spooled
 from spin_cli.dataset.streams import is_live
 from spin_cli.dataset.texts import read_texts

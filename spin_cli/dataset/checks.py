@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli.config import SPLITS
-from spin_cli.dataset.rows import Row
+from spin_cli.dataset.cells import Row
 from spin_cli.errors import DataError
 from spin_cli.names import list_names
 

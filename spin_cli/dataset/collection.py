@@ -16,6 +16,7 @@ from spin_cli import artifacts
 from spin_cli.choices import Format
 from spin_cli.config import SPLITS, DataConfig
 from spin_cli.dataset.arrow import hash_saved, is_saved_dataset
+from spin_cli.dataset.cells import Row
 from spin_cli.dataset.checks import (
     check_classes,
     check_val,
@@ -26,7 +27,7 @@ from spin_cli.dataset.checks import (
 from spin_cli.dataset.folder import find_sources
 from spin_cli.dataset.formats import detect_format
 from spin_cli.dataset.labels import check_separator, split_labels
-from spin_cli.dataset.rows import Row, read_rows
+from spin_cli.dataset.rows import read_rows
 from spin_cli.dataset.splits import pick_val, sort_labels
 from spin_cli.dataset.stratification import pick_val_labels
 from spin_cli.dataset.streams import hash_file

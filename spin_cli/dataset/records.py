@@ -1,7 +1,7 @@
 """Raw records of JSON lines and plain lines; those of CSV and TSV are in `csv_records`.
 
 A record is ``(line, text, label, id, columns)`` with values as the format gives them; what they
-have to look like is checked in :mod:`spin_cli.dataset.rows`. A row that cannot be parsed is a
+have to look like is checked in :mod:`spin_cli.dataset.cells`. A row that cannot be parsed is a
 :class:`Fault`, so that the caller decides whether to stop; what is wrong with the whole file is
 raised.
 """

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spin_cli.choices import Format
-from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
+from spin_cli.dataset.cells import Row, Rules, finish_row
 from spin_cli.dataset.csv_records import csv_records
 from spin_cli.dataset.formats import STDIN, detect_format, import_parquet
-from spin_cli.dataset.labels import LabelError, check_separator, parse_labels
+from spin_cli.dataset.labels import check_separator
 from spin_cli.dataset.records import (
     Fault,
     Record,
@@ -24,26 +23,6 @@ from spin_cli.dataset.records import (
 from spin_cli.dataset.streams import Lines, display_name, open_bytes
 from spin_cli.errors import DataError, UsageError
 
-_LARGEST_EXACT = 2**53
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One text with what belongs to it."""
-
-    id: str
-    """From the id column, else the 0-based row number (in a data set as ``train-12``)."""
-    text: str
-    """Verbatim: nothing is stripped."""
-    label: str | None
-    """Without surrounding white space. With a separator any number of names: `split_labels`."""
-    line: int
-    """1-based line on which the row starts; for Parquet the 1-based row."""
-    columns: dict[str, str] | None
-    """All input columns, if they were asked for."""
-    place: str = field(default="", compare=False)
-    """File and line, for messages."""
-
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
@@ -53,26 +32,6 @@ class BadRow:
     """The row number, where rows are numbered; else unknown."""
     line: int
     error: DataError
-
-
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """What a row has to look like, and how to call its place."""
-
-    name: str
-    unit: str
-    wanted: Wanted
-    prefix: str
-    separator: str | None
-
-    def place(self, line: int) -> str:
-        return f"{self.name}, {self.unit} {line}"
-
-    def refuse(self, line: int, column: str | None, what: str, hint: str | None) -> DataError:
-        where = self.place(line)
-        if column is not None:
-            where += f", column '{column}'"
-        return DataError(f"{where}: {what}", hint)
 
 
 def read_rows(path: str | Path, **options: Any) -> Iterator[Row]:
@@ -153,7 +112,7 @@ def read_items(
         import_parquet()  # a missing package should not wait for the first row
     wanted = Wanted(text_column, label_column, id_column, require_label, keep_columns)
     unit = "row" if kind is Format.PARQUET else "line"
-    rules = _Rules(display_name(path), unit, wanted, id_prefix, label_separator)
+    rules = Rules(display_name(path), unit, wanted, id_prefix, label_separator)
     guessed = format is Format.AUTO and str(path) == STDIN
     records = (
         saved_records(Path(path), wanted)
@@ -179,152 +138,15 @@ def _read_records(
             yield from csv_records(lines, "\t" if kind is Format.TSV else ",", wanted)
 
 
-def _finish_rows(records: Iterator[Record | Fault], rules: _Rules) -> Iterator[Row | BadRow]:
+def _finish_rows(records: Iterator[Record | Fault], rules: Rules) -> Iterator[Row | BadRow]:
     for number, record in enumerate(records):
         key = None if rules.wanted.id is not None else rules.prefix + str(number)
         if isinstance(record, Fault):
             yield BadRow(key, record.line, record.error)
             continue
         try:
-            row = _finish_row(record, number, rules)
+            row = finish_row(record, number, rules)
         except DataError as error:
             yield BadRow(key, record[0], error)
             continue
         yield row
-
-
-def _finish_row(record: Record, number: int, rules: _Rules) -> Row:
-    line, text, label, id_, columns = record
-    wanted = rules.wanted
-    if not isinstance(text, str):
-        raise rules.refuse(line, wanted.text, *_not_a_string(text))
-    if fault := text_fault(text):
-        raise rules.refuse(line, wanted.text, *fault)
-    name = None if wanted.label is None else _finish_label(label, line, wanted.label, rules)
-    key = rules.prefix + str(number) if wanted.id is None else _to_id(id_, line, rules)
-    if columns is not None:
-        for column, value in columns.items():
-            if not value.isascii():
-                _check_text(value, line, column, rules)
-    return Row(key, text, name, line, columns, rules.place(line))
-
-
-def _finish_label(value: object, line: int, column: str, rules: _Rules) -> str | None:
-    if rules.separator is not None:
-        return _finish_labels(value, line, column, rules)
-    name = value.strip() if isinstance(value, str) else _to_label(value, line, rules)
-    if not name:
-        if rules.wanted.require_label:
-            raise rules.refuse(line, column, "no label", "label the row, or remove it")
-        return None
-    if not name.isascii() or "\0" in name:
-        _check_text(name, line, column, rules)
-    return name
-
-
-def _finish_labels(value: object, line: int, column: str, rules: _Rules) -> str | None:
-    if value is None and not rules.wanted.require_label:
-        return None
-    try:
-        cell = value if isinstance(value, (list, tuple)) else _to_string(value)
-        name = parse_labels(cell, str(rules.separator))
-    except LabelError as error:
-        raise rules.refuse(line, column, *error.args) from None
-    except TypeError:
-        what = f"{_kind(value)}, where labels were expected"
-        raise rules.refuse(line, column, what, "write them as a list of strings") from None
-    _check_text(name, line, column, rules)
-    return name
-
-
-def text_fault(text: str) -> tuple[str, str] | None:
-    """What is wrong with a text, and how to mend it; None: nothing."""
-    if not text.isascii() or "\0" in text or len(text) > MAX_TEXT_CHARS:
-        fault = _fault(text)
-        if fault is not None:
-            return fault
-    if not text or text.isspace():
-        return "an empty text", "fill it in, or remove the row"
-    return None
-
-
-def _check_text(value: str, line: int, column: str, rules: _Rules) -> None:
-    if fault := _fault(value):
-        raise rules.refuse(line, column, *fault)
-
-
-def _fault(value: str) -> tuple[str, str] | None:
-    if len(value) > MAX_TEXT_CHARS:
-        return (
-            f"a text of {len(value):,} characters; at most {MAX_TEXT_CHARS:,} are accepted",
-            "look for an unclosed quote or missing line ends; else cut the text into parts",
-        )
-    if "\0" in value:
-        return "a NUL character", "remove it from the text"
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        return (
-            f"the escape \\u{code:04x} (character {error.start + 1}) is half of a surrogate pair "
-            "and no character by itself",
-            "write the whole pair, or the character itself in UTF-8",
-        )
-    return None
-
-
-def _not_a_string(value: object) -> tuple[str, str]:
-    if value is None:
-        return "no text (null)", "fill it in, or remove the row"
-    if isinstance(value, bytes):
-        return "bytes that are not UTF-8", "write the column as UTF-8 strings"
-    return f"{_kind(value)}, where a string was expected", "quote the value, or remove the row"
-
-
-def _kind(value: object) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}"
-
-
-def _to_string(value: object) -> str | None:
-    """Write a scalar as text; None for nothing, and for a list or the like a TypeError."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None  # how pandas writes a missing value
-        # One missing value turns a whole column of integers into floats; '1' has to stay '1'.
-        exact = value.is_integer() and abs(value) < _LARGEST_EXACT
-        return str(int(value)) if exact else repr(value)
-    if isinstance(value, (bytes, list, dict, tuple)):
-        raise TypeError
-    return str(value)
-
-
-def _to_label(value: object, line: int, rules: _Rules) -> str | None:
-    try:
-        name = _to_string(value)
-    except TypeError:
-        if not rules.wanted.require_label:
-            return None
-        what = f"{_kind(value)}, where one label was expected"
-        hint = "write it as a string or a number"
-        if isinstance(value, list):
-            hint += "; rows with any number of labels are read with --label-separator '|'"
-        raise rules.refuse(line, rules.wanted.label, what, hint) from None
-    return None if name is None else name.strip()
-
-
-def _to_id(value: object, line: int, rules: _Rules) -> str:
-    column = rules.wanted.id
-    try:
-        name = _to_string(value)
-    except TypeError:
-        what = f"{_kind(value)}, where one id was expected"
-        raise rules.refuse(line, column, what, "write it as a string or a number") from None
-    if not name or name.isspace():
-        raise rules.refuse(line, column, "no id", "fill it in, or leave --id-column away")
-    if not name.isascii() or "\0" in name:
-        _check_text(name, line, str(column), rules)
-    return name

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spin_cli import artifacts, metrics
 from spin_cli.activations import Feature, features_of
 from spin_cli.choices import Metric, StorageDtype
-from spin_cli.config import CV_VAL_ROWS, SelectConfig, TrainConfig, from_plain
+from spin_cli.config import CV_VAL_ROWS, SelectConfig, TrainConfig
 from spin_cli.dataset import read_texts
 from spin_cli.errors import ArtifactError
 from spin_cli.samples import read_targets
@@ -21,6 +21,7 @@ from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.search import Split
 from spin_cli.training.table import Reader, read_masks
+from spin_cli.typed import from_plain
 
 TWINS = 0.05
 """Share of val rows with a near-duplicate in train from which on something is done about them."""
