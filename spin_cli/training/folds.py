@@ -139,6 +139,7 @@ class Folds:
         probs = {(c, s): np.empty(shape) for c, listed in strengths.items() for s in listed}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", probe.ConvergenceWarning)  # loose on purpose
+            warnings.filterwarnings("ignore", module="sklearn")  # the reference recipe stops short
             for k in range(len(self.ranked)):
                 self._rank(k, strengths)
                 self._fit(k, strengths, probs, step)
