@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from spin_cli import Classifier, artifacts, backbone, prediction
+from spin_cli import Classifier, artifacts, backbone, heap, prediction
 from spin_cli.activations import Feature, from_disk, to_disk
 from spin_cli.backbone import read_states
 from spin_cli.choices import Pooling, Site, StorageDtype
@@ -129,6 +130,20 @@ def test_the_classifier_refuses_what_the_command_line_refuses(spin, head, tmp_pa
 def test_an_item_that_is_no_text_is_refused(head, value):
     with pytest.raises(DataError, match=f"item 1: {type(value).__name__}, where a text"):
         Classifier.load(head).predict(["good", value])
+
+
+def test_a_classifier_hands_free_pages_back_and_sets_nothing(head, monkeypatch):
+    called = []
+    found = lambda name: lambda *values: called.append((name, *values))  # noqa: E731
+    monkeypatch.setattr(heap, "_find", found)
+    before = dict(os.environ)
+    clf = Classifier.load(head)
+    clf.predict(["a film"])
+    assert not called
+    for _ in range(2):
+        clf.predict(["a film " * 250] * 10)
+    assert called == [("malloc_trim", 0)]
+    assert dict(os.environ) == before
 
 
 def test_a_table_is_no_list_of_texts(head):

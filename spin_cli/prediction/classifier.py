@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from spin_cli import heap
 from spin_cli.choices import Dtype
 from spin_cli.config import PredictConfig
 from spin_cli.dataset import text_fault
@@ -106,6 +107,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         )
         self.predictor_: Predictor = open_predictor(Path(self.head), config)
         self.classes_ = np.array(self.predictor_.head.classes)
+        self.tidy_ = heap.watch()
         self.multilabel_ = self.predictor_.head.multi_label
         return self
 
@@ -123,10 +125,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         """
         texts = _checked(X)
         predictor = self._loaded()
-        found = [
-            predictor.probabilities([texts[at] for at in window], [_place(at) for at in window])
-            for window in fixed_windows(range(len(texts)))
-        ]
+        found = []
+        for window in fixed_windows(range(len(texts))):
+            places = [_place(at) for at in window]
+            encoded = predictor.encode([texts[at] for at in window], places)
+            values = predictor.rounded(predictor.gather(encoded), places)
+            found.append(predictor.classify(values))
+            # Of `heap`, this alone changes no setting of the process, which is another program's.
+            self.tidy_(sum(each.n_tokens for each in encoded))
         return np.concatenate(found) if found else np.empty((0, len(self.classes_)))
 
     def predict_log_proba(self, X: Sequence[str]) -> NDArray[np.float64]:

@@ -119,19 +119,14 @@ class Predictor:
             "Try --dtype float32 or bfloat16; a model that gives NaN in float32 is damaged.",
         )
 
-    def features(
-        self, texts: Sequence[str], places: Sequence[str] = ()
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def features(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The head's rounded neurons (n, neurons) for each text, and which texts were cut."""
-        encoded = self.encode(texts, places)
-        values = self.rounded(self.gather(encoded), places)
-        return values, np.array([e.truncated for e in encoded], bool)
+        encoded = self.encode(texts)
+        return self.rounded(self.gather(encoded)), np.array([e.truncated for e in encoded], bool)
 
-    def probabilities(
-        self, texts: Sequence[str], places: Sequence[str] = ()
-    ) -> NDArray[np.float64]:
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Class probabilities (n, n_classes) of *texts*."""
-        return self.classify(self.features(texts, places)[0])
+        return self.classify(self.features(texts)[0])
 
     def classify(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Class probabilities (n, n_classes) of gathered neurons (n, neurons)."""
