@@ -93,6 +93,7 @@ def test_what_is_no_number_or_below_zero_is_refused(spin, tmp_path, command, opt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "option", "kind"), NUMERIC)
 @pytest.mark.parametrize("value", ["0", "huge"])
 def test_the_ends_of_a_range_are_no_bugs(spin, tiny_run, tmp_path, command, option, kind, value):
