@@ -182,11 +182,6 @@ class OutputFormat(str, Enum):
     PARQUET = "parquet"
     TABLE = "table"
 
-    @property
-    def resumable(self) -> bool:
-        """Whether an interrupted file can be continued."""
-        return self not in (OutputFormat.PARQUET, OutputFormat.TABLE)
-
 
 class ExportFormat(str, Enum):
     """What `export` writes."""

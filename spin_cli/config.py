@@ -234,6 +234,17 @@ class PredictConfig:
     watch: str | None = None
     """Class whose probability is followed token by token; None: the last."""
 
+    @property
+    def gzipped(self) -> bool:
+        """Whether the output is packed, as its name says."""
+        return self.output is not None and self.output.suffix.lower() == ".gz"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether an interrupted output can be continued."""
+        whole = (OutputFormat.PARQUET, OutputFormat.TABLE)
+        return self.output_format not in whole and not self.gzipped
+
 
 @dataclass(frozen=True)
 class AblateConfig:

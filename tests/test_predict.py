@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -316,6 +317,63 @@ def test_scores_do_not_depend_on_what_is_shown(spin, head, labelled, tmp_path):
     (tmp_path / "out").write_bytes(content[: len(content) // 2])
     assert json.loads(spin("predict", head, labelled, *options, "--resume").out) == plain
     assert (tmp_path / "out").read_bytes() == content
+
+
+# -- the output's name -----------------------------------------------------------------------
+
+
+def test_the_name_of_the_output_says_its_format(spin, head, labelled, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    expected = json_lines(spin("predict", head, labelled).out)
+    for name in ("a.jsonl", "a.NDJSON", "a.csv", "a.tsv", "a.parquet", "a.pq", "a.json", "a",
+                 "a.jsonl.gz", "a.csv.gz", "a.tsv.GZ", "a.gz"):  # fmt: skip
+        done = spin("predict", head, labelled, "-o", tmp_path / name)
+        assert done.code == 0, (name, done.err)
+        content = (tmp_path / name).read_bytes()
+        if name.lower().endswith(".gz"):
+            content = gzip.decompress(content)
+        if ".pq" in name or ".parquet" in name:
+            rows = pq.read_table(tmp_path / name).to_pylist()
+        elif ".csv" in name or ".tsv" in name:
+            mark = "," if ".csv" in name else "\t"
+            rows = list(csv.DictReader(io.StringIO(content.decode(), newline=""), delimiter=mark))
+        else:
+            assert json_lines(content.decode()) == expected, name
+            continue
+        found = [(row["id"], row["label"], float(row["prob"])) for row in rows]
+        assert found == [(e["id"], e["label"], e["prob"]) for e in expected], name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("a.csv", ("--output-format", "jsonl"), "the name says csv, where jsonl"),
+        ("a.jsonl.gz", ("--output-format", "tsv"), "the name says jsonl, where tsv"),
+        ("a.tsv", ("--output-format", "table"), "such as a.txt"),
+        ("a.parquet.gz", (), "Take .gz off"),
+        ("a.csv.gz", ("--resume",), "gzip files cannot be continued"),
+    ],
+)
+def test_a_name_that_does_not_fit_is_refused(spin, head, labelled, tmp_path, name, options, said):
+    done = spin("predict", head, labelled, "-o", tmp_path / name, *options)
+    assert (done.code, said in done.err) == (2, True), done.err
+    assert list(tmp_path.iterdir()) == [labelled]
+
+
+def test_a_packed_file_that_was_broken_off_begins_again(spin, head, tmp_path):
+    rows = [(text, "good") for text in many(20)] + [("", "good")]
+    source, out = write_csv(tmp_path / "in.csv", rows), tmp_path / "a.csv.gz"
+    done = spin("predict", head, source, "-o", out)
+    assert (done.code, "--resume" in done.err, "--force begins again" in done.err) == (
+        3,
+        False,
+        True,
+    )
+    assert gzip.decompress((tmp_path / "a.csv.gz.partial").read_bytes()).count(b"\n") == 21
+    refused = spin("predict", head, source, "-o", out)
+    assert (refused.code, "--resume" in refused.err) == (4, False)
+    assert spin("predict", head, source, "-o", out, "--on-error", "skip", "--force").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv.gz", "in.csv"]
 
 
 # -- several processes -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
@@ -95,3 +96,14 @@ def test_the_first_crossing_is_told(spin, tmp_path):
     assert json.loads(done.out)["rows"] == len(TEXTS) == len(json_lines(out.read_text()))
     assert spin("predict", head, "-", "--stream-tokens", "--watch", "x", stdin=stdin).code == 2
     assert spin("predict", head, "-", "--stream-tokens", "--evaluate", stdin=stdin).code == 2
+
+
+def test_prefixes_are_packed_where_the_name_says_so(spin, tmp_path):
+    folder = make_head(save_model(tmp_path / "m", "llama"), tmp_path / "head", ["layer_01"])
+    args = ("predict", folder, "-", "--stream-tokens", "--threshold", 0.5)
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        assert spin(*args, "-o", tmp_path / name, stdin=b"w1 w2\n").code == 0
+    packed = gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes())
+    assert packed == (tmp_path / "a.jsonl").read_bytes() != b""
+    refused = spin(*args, "-o", tmp_path / "a.csv", stdin=b"w1 w2\n")
+    assert (refused.code, "a.csv: the name says csv" in refused.err) == (2, True)

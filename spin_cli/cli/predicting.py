@@ -35,13 +35,20 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File to write [default: stdout].", rich_help_panel=OUTPUT
+            "--output",
+            "-o",
+            help="File to write, packed if called .gz [default: stdout].",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     output_format: Annotated[
-        OutputFormat,
-        typer.Option("--output-format", help="Format of the predictions.", rich_help_panel=OUTPUT),
-    ] = OutputFormat.JSONL,
+        OutputFormat | None,
+        typer.Option(
+            "--output-format",
+            help="Format of the predictions [default: as the file's name says, else jsonl].",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     keep_columns: Annotated[
         bool,
         typer.Option(
@@ -165,9 +172,12 @@ def predict(
 
     Example: `echo "not half bad" | spin predict run/head -`
     """  # fmt: skip
+    from spin_cli.dataset.formats import output_format as named_format
+
+    wanted = output_format or (OutputFormat.JSONL if stream_tokens else None)
     config = PredictConfig(
         text_column=text_column, label_column=label_column, id_column=id_column, format=format,
-        output_format=output_format, model=model, dtype=dtype, device=device,
+        output_format=named_format(output, wanted), model=model, dtype=dtype, device=device,
         adapter=None if adapter is None else str(adapter), device_map=read_map(device_map),
         trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         batch_tokens=batch_tokens, evaluate=evaluate, label_separator=label_separator,
@@ -181,7 +191,7 @@ def predict(
         raise UsageError("--watch says what --stream-tokens follows: give that too")
     if stream_tokens:
         _check_trace(config, ranks, resume=resume)
-    resumable = output_format.resumable and not stream_tokens
+    resumable = config.resumable and not stream_tokens
     _check_output(source, config, ranks, resume=resume, resumable=resumable, force=force, json=json)
     run = Run(head, source, config, ranks, resume=resume and output is not None)
     if stream_tokens:

@@ -6,10 +6,10 @@ import contextlib
 import csv
 import importlib
 import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from spin_cli.choices import Format
+from spin_cli.choices import Format, OutputFormat
 from spin_cli.errors import UsageError
 
 STDIN = "-"
@@ -68,6 +68,37 @@ def detect_format(path: str, format: Format) -> Format:  # noqa: A002 - the opti
         f"{path}: cannot tell the format of a file with {what} (known: {known}, each also .gz)",
         f"say it with --format, one of: {choices}",
     )
+
+
+def output_format(path: Path | None, wanted: OutputFormat | None) -> OutputFormat:
+    """Tell the format of a file to be written: as its name says, JSON lines where that says none.
+
+    Parameters
+    ----------
+    path : Path or None
+        None is stdout. ``.gz`` at its end is left out of account.
+    wanted : OutputFormat or None
+        What the user asked for.
+
+    Raises
+    ------
+    UsageError
+        The name says another format than is wanted, or is that of a packed Parquet file.
+    """
+    stem, extension = split_name("" if path is None else str(path))
+    kind = EXTENSIONS.get(extension, Format.LINES)
+    if path is None or kind is Format.LINES:
+        return wanted or OutputFormat.JSONL
+    named = OutputFormat(kind.value)
+    if wanted is not None and wanted is not named:
+        better = f"{stem}.{'txt' if wanted is OutputFormat.TABLE else wanted.value}"
+        raise UsageError(
+            f"{path}: the name says {named.value}, where {wanted.value} is to be written",
+            f"Give the file another name, such as {better}, or another --output-format.",
+        )
+    if named is OutputFormat.PARQUET and path.suffix.lower() == ".gz":
+        raise UsageError(f"{path}: Parquet packs its columns itself", "Take .gz off the name.")
+    return named
 
 
 def refuse_structure(line: str, name: str, column: str) -> None:

@@ -29,9 +29,9 @@ SEPARATORS = {OutputFormat.CSV: ",", OutputFormat.TSV: "\t"}
 
 def check_resumable(config: PredictConfig) -> None:
     """Raise `UsageError` for outputs that cannot be continued."""
-    kind = config.output_format
-    if not kind.resumable:
-        raise UsageError(f"--resume: {kind.value} files cannot be continued; jsonl, csv, tsv can")
+    if not config.resumable:
+        kind = "gzip" if config.gzipped else config.output_format.value
+        raise UsageError(f"--resume: {kind} files cannot be continued; jsonl, csv, tsv can")
 
 
 def go_on(
