@@ -22,7 +22,7 @@ from spin_cli.activations import Feature, from_disk, to_disk
 from spin_cli.backbone import read_states
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import ModelConfig, PredictConfig
-from spin_cli.errors import ArtifactError, DataError, ModelError
+from spin_cli.errors import ArtifactError, DataError, ModelError, UsageError
 from spin_cli.extraction.windows import settle_overflow
 from spin_cli.head import load_head, save_head
 from spin_cli.prediction.reasons import contributions, explain
@@ -105,6 +105,42 @@ def test_the_classifier_keeps_scikit_learns_rules(head):
         clf.predict(["a film", 3])
     with pytest.raises(ArtifactError, match="no such folder"):
         Classifier.load("no/such/head")
+
+
+def test_records_are_what_the_command_line_writes(spin, head, tmp_path):
+    long = "a great film " * 20_000
+    source = tmp_path / "in.jsonl"
+    texts = [*TEXTS, long]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    abstains = Path(shutil.copytree(head, tmp_path / "head"))
+    probs = Classifier.load(head).predict_proba(texts)
+    limit = float(np.median(probs.max(1)))
+    rewrite_head(abstains, abstain_below=limit)
+    for folder, options, given in (
+        (head, {}, ()),
+        (abstains, {}, ()),
+        (abstains, {"threshold": 0.0}, ("--threshold", 0.0)),
+        (head, {"threshold": limit}, ("--threshold", limit)),
+    ):
+        clf = Classifier.load(folder, **options)
+        found = clf.predict_records(texts)
+        expected = json_lines(spin("predict", folder, source, *given).out)
+        assert [f.label for f in found] == clf.predict(texts).tolist()
+        np.testing.assert_array_equal([list(f.probs.values()) for f in found], probs)
+        for one, line in zip(found, expected, strict=True):
+            assert (one.id, one.label, one.truncated) == tuple(
+                line[key] for key in ("id", "label", "truncated")
+            )
+            assert one.abstained == line.get("abstained")
+            assert one.prob == pytest.approx(line["prob"], abs=1e-6)
+    assert [f.truncated for f in found] == [False] * 20 + [True]
+    assert [f.abstained for f in found] == (probs.max(1) < limit).tolist()
+    assert {f.abstained for f in found} == {True, False}
+    assert clf.predict_records([]) == []
+    with pytest.raises(DataError, match="item 1: an empty text"):
+        clf.predict_records(["a film", ""])
+    with pytest.raises(UsageError, match="threshold"):
+        Classifier.load(head, threshold=1.5)
 
 
 REFUSED = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from spin_cli import heap
+from spin_cli.backbone import Encoded
 from spin_cli.choices import Dtype
 from spin_cli.config import PredictConfig
-from spin_cli.dataset import text_fault
+from spin_cli.dataset import Row, text_fault
 from spin_cli.errors import DataError
 from spin_cli.prediction.predictor import Predictor, open_predictor
-from spin_cli.prediction.stream import fixed_windows
+from spin_cli.prediction.stream import Prediction, classify_rows, fixed_windows
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn is untyped
     """A trained head with its frozen model, as scikit-learn knows classifiers.
 
-    The same code runs as in ``spin predict``, window by window, so the answers are the same, and
-    so are the texts that are refused.
+    The same code runs as in ``spin predict``, window by window, so the probabilities are the same,
+    and so are the texts that are refused. `predict` gives every text a label: what ``spin predict``
+    tells beside it, that a label is too uncertain or a text was cut, is in `predict_records`.
 
     Parameters
     ----------
@@ -39,6 +41,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         ``auto``: spread the model over all GPUs, main memory and disk.
     batch_tokens : int, optional
         Tokens in a batch.
+    threshold : float, optional
+        Abstain from answers of a lower probability, from 0 to 1; default as trained.
     trust_remote_code, allow_pickle : bool
         Run code that the model brings; load pickled weights too. Never taken from the head.
 
@@ -67,6 +71,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         device: str = "auto",
         device_map: str | None = None,
         batch_tokens: int | None = None,
+        threshold: float | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
@@ -77,6 +82,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         self.device = device
         self.device_map = device_map
         self.batch_tokens = batch_tokens
+        self.threshold = threshold
         self.trust_remote_code = trust_remote_code
         self.allow_pickle = allow_pickle
 
@@ -90,6 +96,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             The head is damaged, or was made for another model.
         ModelError
             The model cannot be loaded.
+        UsageError
+            A number among the options is out of its range.
         """
         return cls(head, **options).fit()
 
@@ -102,6 +110,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             device=self.device,
             device_map=self.device_map,
             batch_tokens=self.batch_tokens,
+            threshold=self.threshold,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
         )
@@ -123,16 +132,12 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         ModelError
             The model gives NaN for a text.
         """
-        texts = _checked(X)
         predictor = self._loaded()
         found = []
-        for window in fixed_windows(range(len(texts))):
-            places = [_place(at) for at in window]
-            encoded = predictor.encode([texts[at] for at in window], places)
+        for rows, encoded in self._windows(X):
+            places = [row.place for row in rows]
             values = predictor.rounded(predictor.gather(encoded), places)
             found.append(predictor.classify(values))
-            # Of `heap`, this alone changes no setting of the process, which is another program's.
-            self.tidy_(sum(each.n_tokens for each in encoded))
         return np.concatenate(found) if found else np.empty((0, len(self.classes_)))
 
     def predict_log_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
@@ -143,11 +148,45 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
     def predict(self, X: Sequence[str]) -> NDArray[Any]:
         """Labels (n,) of n texts, by the head's own threshold where it has one.
 
-        Of a multi-label head an indicator (n, n_classes) of int, 1 where a label is given.
+        Of a multi-label head an indicator (n, n_classes) of int, 1 where a label is given. Texts
+        that the head abstains from have a label too, for scikit-learn knows no answer that is left
+        out: `predict_records` tells which they are.
         """
         probs = self.predict_proba(X)
         said = self._loaded().decide(probs)
         return said if said.ndim == 2 else np.asarray(self.classes_[said])
+
+    def predict_records(self, X: Sequence[str]) -> list[Prediction]:
+        """All that ``spin predict`` tells of each of n texts, in their order.
+
+        Returns
+        -------
+        list of Prediction
+            Each with `id` (the position, from 0, as text), `label` (of a multi-label head a list),
+            `prob`, `probs` (by class), `truncated` (whether the text was cut) and `abstained`
+            (whether the answer is too uncertain; None where neither head nor ``threshold`` sets a
+            limit).
+
+        Raises
+        ------
+        DataError, ModelError
+            As `predict_proba`.
+        """
+        predictor, config = self._loaded(), PredictConfig()
+        found: list[Prediction] = []
+        for rows, encoded in self._windows(X):
+            found += classify_rows(predictor, rows, encoded, config)
+        return found
+
+    def _windows(self, X: Sequence[str]) -> Iterator[tuple[list[Row], list[Encoded]]]:
+        """Texts with their token ids, as many at a time as ``spin predict`` reads of a file."""
+        texts, predictor = _checked(X), self._loaded()
+        for window in fixed_windows(range(len(texts))):
+            rows = [Row(str(at), texts[at], None, at, None, _place(at)) for at in window]
+            encoded = predictor.encode([row.text for row in rows], [row.place for row in rows])
+            yield rows, encoded
+            # Of `heap`, this alone changes no setting of the process, which is another program's.
+            self.tidy_(sum(each.n_tokens for each in encoded))
 
     def _loaded(self) -> Predictor:
         from sklearn.utils.validation import check_is_fitted

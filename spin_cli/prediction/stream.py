@@ -168,7 +168,7 @@ def answer(
         bad = (at for at, item in enumerate(encoded) if isinstance(item, DataError))
         stop = next(bad, stop)
     if stop:
-        yield _classify(predictor, window[:stop], encoded[:stop], config)
+        yield classify_rows(predictor, window[:stop], encoded[:stop], config)
     if stop < len(window):
         error = encoded[stop]
         assert isinstance(error, DataError)
@@ -209,12 +209,19 @@ def _encode_one(predictor: Predictor, row: Row) -> Encoded | DataError:
         return error
 
 
-def _classify(
+def classify_rows(
     predictor: Predictor,
     window: Sequence[Row | BadRow],
     encoded: Sequence[Encoded | DataError],
     config: PredictConfig,
 ) -> list[Prediction]:
+    """What is found for each row of a window, given its token ids, or what is wrong with it.
+
+    Raises
+    ------
+    ModelError
+        The model gives NaN for a row, which is named.
+    """
     texts = [item for item in encoded if isinstance(item, Encoded)]
     values = predictor.rounded(predictor.gather(texts), read_places(window, encoded))
     probs = predictor.classify(values)
