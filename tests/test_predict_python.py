@@ -168,6 +168,12 @@ def test_an_item_that_is_no_text_is_refused(head, value):
         Classifier.load(head).predict(["good", value])
 
 
+@pytest.mark.parametrize("value", [None, 5, 0.5, True])
+def test_what_holds_no_texts_is_refused(head, value):
+    with pytest.raises(DataError, match=f"^{type(value).__name__}, where a list of texts"):
+        Classifier.load(head).predict_proba(value)
+
+
 def test_a_classifier_hands_free_pages_back_and_sets_nothing(head, monkeypatch):
     called = []
     found = lambda name: lambda *values: called.append((name, *values))  # noqa: E731
@@ -193,6 +199,8 @@ def test_a_text_of_too_many_tokens_is_named_by_its_place_among_all(tmp_path):
     rewrite_head(made, reading=reading)
     with pytest.raises(DataError, match=r"^item 600\b.* tokens"):
         Classifier.load(made).predict(["good"] * 600 + ["a very very good film"])
+    with pytest.raises(DataError, match=r"^item 1\b.* tokens"):
+        prediction.open_predictor(made, PredictConfig()).encode(["good", "a very very good film"])
 
 
 def test_the_package_brings_torch_only_when_asked():

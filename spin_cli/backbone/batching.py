@@ -63,10 +63,10 @@ def encode(
     ------
     DataError
         A text of no tokens, or (with ``long=error``) one of too many; *places* say where each
-        text stands, for the message, else they are numbered.
+        text stands, for the message, else they are numbered from 0, as items.
     """
     return [
-        _fit(backbone, tokens, places[start + offset] if places else f"row {start + offset}")
+        _fit(backbone, tokens, places[start + offset] if places else f"item {start + offset}")
         for start in range(0, len(texts), ENCODED_AT_ONCE)
         for offset, tokens in enumerate(
             tokenise(backbone.tokenizer, backbone.options, texts[start : start + ENCODED_AT_ONCE])

@@ -126,9 +126,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         Raises
         ------
         DataError
-            An item is no text, or one that ``spin predict`` refuses: empty, with a NUL or half of a
-            surrogate pair, of over two million characters, or without tokens. It is named by its
-            position, from 0.
+            *X* is no list of texts; or an item is no text, or one that ``spin predict`` refuses:
+            empty, with a NUL or half of a surrogate pair, of over two million characters, or
+            without tokens. It is named by its position, from 0.
         ModelError
             The model gives NaN for a text.
         """
@@ -205,6 +205,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
 def _checked(X: Any) -> list[str]:
     if isinstance(X, str):
         raise DataError("one text was given where several were expected", "Give [text].")
+    try:
+        iter(X)
+    except TypeError as error:
+        raise DataError(f"{type(X).__name__}, where a list of texts was expected") from error
     if getattr(X, "ndim", 1) != 1:  # of a table of pandas a list would be the columns' names
         raise DataError(f"{X.ndim} dimensions, where a list of texts was expected")
     texts = list(X)
