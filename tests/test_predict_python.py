@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from sklearn.exceptions import NotFittedError
 
 from spin_cli import Classifier, artifacts, backbone, heap, prediction
 from spin_cli.activations import Feature, from_disk, to_disk
@@ -26,7 +29,7 @@ from spin_cli.errors import ArtifactError, DataError, ModelError, UsageError
 from spin_cli.extraction.windows import settle_overflow
 from spin_cli.head import load_head, save_head
 from spin_cli.prediction.reasons import contributions, explain
-from tests.helpers import ENV, json_lines, sentences
+from tests.helpers import ENV, PATIENCE, json_lines, sentences
 from tests.test_backbone import MODELS, save_model
 from tests.test_loading import KINDS, save_adapter
 from tests.test_predict_tokens import make_head
@@ -82,7 +85,6 @@ def test_the_classifier_answers_as_the_command_line(spin, head):
 
 def test_the_classifier_keeps_scikit_learns_rules(head):
     from sklearn.base import clone, is_classifier
-    from sklearn.exceptions import NotFittedError
     from sklearn.metrics import get_scorer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
@@ -105,6 +107,27 @@ def test_the_classifier_keeps_scikit_learns_rules(head):
         clf.predict(["a film", 3])
     with pytest.raises(ArtifactError, match="no such folder"):
         Classifier.load("no/such/head")
+
+
+def test_a_classifier_goes_to_other_processes(head):
+    clf = Classifier.load(head, device="cpu", threshold=0.9)
+    expected = clf.predict_proba(TEXTS)
+    packed = pickle.dumps(clf)
+    assert len(packed) < 10_000  # no weights of a model
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(clf.predict_proba, TEXTS).result(PATIENCE)
+        records = pool.submit(clf.predict_records, TEXTS[:3]).result(PATIENCE)
+    np.testing.assert_array_equal(found, expected)
+    assert records == clf.predict_records(TEXTS[:3])
+    again = pickle.loads(packed)
+    assert again.get_params() == clf.get_params()
+    assert again.classes_.tolist() == ["bad", "good"]
+    with ThreadPoolExecutor(4) as pool:
+        models = set(pool.map(lambda _: id(again._loaded()), range(8)))
+    assert len(models) == 1
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), expected)
+    with pytest.raises(NotFittedError):
+        pickle.loads(pickle.dumps(Classifier(head))).predict(TEXTS)
 
 
 def test_records_are_what_the_command_line_writes(spin, head, tmp_path):

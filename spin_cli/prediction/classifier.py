@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from spin_cli.errors import DataError
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.stream import Prediction, classify_rows, fixed_windows
 
+LOADED = ("predictor_", "tidy_")
+_LOADING = threading.Lock()
+"""Held while one that was pickled is loaded: threads that share it are not each to load a model."""
+
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn is untyped
     """A trained head with its frozen model, as scikit-learn knows classifiers.
@@ -26,6 +31,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
     The same code runs as in ``spin predict``, window by window, so the probabilities are the same,
     and so are the texts that are refused. `predict` gives every text a label: what ``spin predict``
     tells beside it, that a label is too uncertain or a text was cut, is in `predict_records`.
+
+    A pickle holds the parameters alone: head and model are loaded again where it is first used.
 
     Parameters
     ----------
@@ -114,10 +121,11 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
         )
-        self.predictor_: Predictor = open_predictor(Path(self.head), config)
-        self.classes_ = np.array(self.predictor_.head.classes)
+        predictor = open_predictor(Path(self.head), config)
+        self.classes_ = np.array(predictor.head.classes)
+        self.multilabel_ = predictor.head.multi_label
         self.tidy_ = heap.watch()
-        self.multilabel_ = self.predictor_.head.multi_label
+        self.predictor_ = predictor  # last: by it other threads know that all is there
         return self
 
     def predict_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
@@ -191,8 +199,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
     def _loaded(self) -> Predictor:
         from sklearn.utils.validation import check_is_fitted
 
-        check_is_fitted(self, "predictor_")
+        check_is_fitted(self, "classes_")
+        with _LOADING:
+            if not hasattr(self, "predictor_"):  # it was pickled, without
+                self.fit()
         return self.predictor_
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what cannot be pickled, and is loaded again: the model, as hooked as it is."""
+        return {key: value for key, value in vars(self).items() if key not in LOADED}
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may expect: texts in, nothing to be fitted."""
