@@ -82,6 +82,8 @@ def test_threshold_and_abstention_look_at_the_chosen_label():
     assert head.decide(probs).tolist() == [0, 1, 1, 1]
     assert head.abstains(probs).tolist() == [False, True, True, False]
     assert not replace(head, abstain_below=None).abstains(probs).any()
+    found = head.answered(np.array([0, 1, 1, 0]), probs)  # the first and the last are given
+    assert found == {"share": 0.5, "accuracy": 0.5}
 
 
 def test_hidden_units_that_do_not_fit_are_refused(tmp_path):

@@ -282,6 +282,29 @@ def test_evaluation_tells_intervals_confusion_and_reliability(spin, head, labell
     assert all(word in shown for word in ("Confusion", "Reliability", "bootstrap"))
 
 
+def test_evaluation_tells_what_is_answered_where_some_is_not(spin, head, labelled, tmp_path):
+    rows = json_lines(spin("predict", head, labelled, "--threshold", 0.5).out)
+    limit = float(np.median([row["prob"] for row in rows])) + 1e-5
+    with labelled.open(encoding="utf-8", newline="") as file:
+        truth = [row["label"] for row in csv.DictReader(file)]
+    right = [r["label"] == t for r, t in zip(rows, truth, strict=True) if r["prob"] >= limit]
+    assert 0 < len(right) < 40
+    abstains = Path(shutil.copytree(head, tmp_path / "head"))
+    rewrite_head(abstains, abstain_below=limit)
+    args = ("--evaluate", "-o", tmp_path / "o", "--force")
+    plain = json.loads(spin("predict", head, labelled, *args, "--json").out)["metrics"]
+    assert "answered" not in plain
+    expected = {"share": len(right) / 40, "accuracy": np.mean(right)}
+    for folder, options in ((abstains, ()), (head, ("--threshold", limit))):
+        done = spin("predict", folder, labelled, *args, "--json", *options)
+        scores = json.loads(done.out)["metrics"]
+        assert scores.pop("answered") == expected
+        assert scores == plain  # which count every answer
+        said = f"answers {len(right) / 40:.1%} of 40 texts, {np.mean(right):.4f} of them right"
+        assert said in spin("predict", folder, labelled, *args, *options).err
+        assert said in spin("predict", folder, labelled, "--evaluate", *options).err
+
+
 def test_scores_are_those_of_the_exact_probabilities(spin, head, labelled, tmp_path):
     """As `train` makes them: a head so sure of itself that six digits write 0 and 1."""
     sure = Path(shutil.copytree(head, tmp_path / "sure"))

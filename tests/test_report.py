@@ -26,7 +26,7 @@ from spin_cli.config import (
     TrainConfig,
 )
 from spin_cli.errors import ArtifactError, ModelError
-from spin_cli.head import METRICS
+from spin_cli.head import METRICS, load_head, save_head
 from spin_cli.reports import drawing, model, neurons, sources, stage
 
 pytest.importorskip("matplotlib")
@@ -348,6 +348,29 @@ def test_without_a_test_split_nothing_is_said_of_rows_the_head_was_fitted_to(run
     assert "no row is left" in left["reliability"]
     assert "no row is left" in left["the errors of highest confidence"]
     assert {"neurons", "margins", "depth", "eta", "confusion"} <= set(summary["figures"])
+
+
+def test_where_the_head_abstains_is_told(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    head = copy / "head"
+    config = TrainConfig(cv=0, masks_only=True, abstain_below=0.7)
+    training.train(copy / "selection", head, config, force=True)
+    manifest = artifacts.read_json(head / artifacts.MANIFEST)
+    for name in ("kind", "schema", "versions", "files", "fingerprint"):
+        del manifest[name]
+    save_head(head, replace(load_head(head), threshold=0.375))
+    artifacts.write_manifest(head, "head", manifest)
+    found = artifacts.read_json(head / METRICS)
+    reports.report(copy, tmp_path / "page.html", NO_MODEL)
+    shown = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).shown)
+    answered = found["answered"]["test"]
+    assert (
+        f"below a probability of 0.700: answers {answered['share']:.1%} of the test rows,"
+        f" {answered['accuracy']:.3f} of them right" in shown
+    )
+    assert "from a probability of 0.375 on" in shown
+    before = reports.report(run, tmp_path / "before.html", NO_MODEL)
+    assert before and "below a probability" not in (tmp_path / "before.html").read_text()
 
 
 def test_the_command_line(run, tmp_path):

@@ -207,6 +207,9 @@ def predict(
         )  # fmt: skip
     elif scores is not None:
         show_scores(scores, to_stderr=output is None)
+        if found := scores.get("answered"):
+            share, right = found["share"], found["accuracy"]
+            say(f"answers {share:.1%} of {scores['rows']:,} texts, {right:.4f} of them right")
     if run.errors:
         rows = "1 bad row was" if run.errors == 1 else f"{run.errors:,} bad rows were"
         say(f"note: {rows} skipped, first {run.first_error}")

@@ -138,6 +138,18 @@ class Head:
         """Rows (B,) of `probabilities` for which the chosen label is too uncertain to be given."""
         return np.asarray(self.certainty(probs) < (self.abstain_below or 0.0))
 
+    def answered(self, y: NDArray[np.int64], probs: NDArray[np.float64]) -> dict[str, float]:
+        """Share of rows that get an answer, and the accuracy of these answers (NaN of none).
+
+        *y*: true class codes (B,), or (B, L), 1 where a label applies; *probs*: `probabilities`.
+        """
+        given = ~self.abstains(probs)
+        right = metrics.right(y, self.decide(probs))
+        return {
+            "share": float(given.mean()),
+            "accuracy": float(right[given].mean()) if given.any() else float("nan"),
+        }
+
 
 def tensor_key(layer: str, site: Site, pooling: Pooling) -> str:
     """Name of the tensor that holds the neurons' indices."""

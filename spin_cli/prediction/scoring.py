@@ -63,7 +63,10 @@ class Evaluation:
         return given
 
     def result(self) -> dict[str, Any]:
-        """The metrics, as in ``metrics.json``, with intervals and a reliability table."""
+        """The metrics, as in ``metrics.json``, with intervals and a reliability table.
+
+        Of a head that abstains also what is ``answered``; the rest counts every answer.
+        """
         if not self._codes:
             raise DataError("no rows to evaluate")
         codes, probs = np.array(self._codes), np.stack(self._probs)
@@ -72,6 +75,8 @@ class Evaluation:
         scores["intervals"] = intervals(codes, probs, predicted)
         bins = reliability(metrics.right(codes, predicted), metrics.certainty(probs, predicted))
         scores["reliability"] = {"bins": bins}
+        if self._head.abstain_below is not None:
+            scores["answered"] = self._head.answered(codes, probs)
         return scores
 
 

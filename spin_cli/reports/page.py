@@ -145,6 +145,7 @@ def _facts(run: Run) -> Table:
         each = run.codes.sum(1)
         rows.append(["labels a text", f"{each.mean():.2f} on average, {int((each == 0).sum()):,}"
                      f" texts without, at most {int(each.max())}"])  # fmt: skip
+    rows += _decisions(run)
     for split, count in run.metrics["rows"].items():
         rows.append([f"{split} rows", f"{count:,}"])
     if run.extracted is not None:
@@ -160,6 +161,24 @@ def _facts(run: Run) -> Table:
     versions = run.trained.manifest["versions"]
     rows.append(["versions", ", ".join(f"{k} {plain(v, 30)}" for k, v in versions.items())])
     return Table(["", ""], rows)
+
+
+def _decisions(run: Run) -> list[list[Any]]:
+    """From which probability on an answer is given; those of labels are in their own table."""
+    head, rows = run.head, []
+    if head.threshold is not None:
+        from_here = f"{run.classes[1]} from a probability of {head.threshold:.3f} on"
+        rows.append(["threshold", from_here])
+    if head.abstain_below is not None:
+        text = f"below a probability of {head.abstain_below:.3f}"
+        found = run.metrics.get("answered", {}).get(run.unseen)
+        if found is not None:
+            text += (
+                f": answers {found['share']:.1%} of the {run.unseen} rows,"
+                f" {found['accuracy']:.3f} of them right"
+            )
+        rows.append(["abstains", text])
+    return rows
 
 
 def _stages(run: Run) -> Table:

@@ -75,7 +75,7 @@ def measure(
         "notes": notes,
     }
     if head.abstain_below is not None:
-        report["answered"] = {name: _answered(y[name], probs, head) for name, probs in spin.items()}
+        report["answered"] = {name: head.answered(y[name], probs) for name, probs in spin.items()}
     _compare(report, spin, rivals, y, inputs, head.limits, found.evidence.what)
     return report
 
@@ -106,16 +106,6 @@ def _calibration(
         raw = scaling.undo(spin["test"])
         entry["ece_before"]["test"] = metrics.calibration_error(y["test"], raw)
     return entry
-
-
-def _answered(y: NDArray[np.int64], probs: Probs, head: Head) -> dict[str, float]:
-    """Share of rows that get an answer, and the accuracy of these answers."""
-    given = ~head.abstains(probs)
-    right = metrics.right(y, head.decide(probs))
-    return {
-        "share": float(given.mean()),
-        "accuracy": float(right[given].mean()) if given.any() else float("nan"),
-    }
 
 
 def _compare(
