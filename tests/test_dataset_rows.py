@@ -17,7 +17,7 @@ import pytest
 from spin_cli.choices import Format
 from spin_cli.config import MAX_TEXT_CHARS
 from spin_cli.dataset import BadRow, Row, detect_format, read_items, read_rows
-from spin_cli.errors import DataError, SpinError, UsageError
+from spin_cli.errors import DataError, ModelError, SpinError, UsageError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -153,7 +153,7 @@ def test_unknown_extension(name):
 def test_missing_pyarrow(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", encode_rows("parquet"))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UsageError) as info:
+    with pytest.raises(ModelError) as info:
         read_rows(path)
     assert info.value.hint == "pip install 'spin-cli[parquet]'"
 

@@ -316,6 +316,15 @@ def test_extract_names_the_place_of_a_text_that_is_too_long(spin, tmp_path):
     assert (done.code, f"{source}, line 42: 32 tokens" in done.err) == (3, True), done.err
 
 
+def test_a_missing_package_is_no_wrong_option(spin, head, source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    for args in ((source, "-o", tmp_path / "out.parquet"), (tmp_path / "in.parquet",)):
+        (tmp_path / "in.parquet").write_bytes(b"PAR1")
+        done = spin("predict", head, *args)
+        assert done.code == 5, done.err
+        assert "'pyarrow'" in done.err and "pip install 'spin-cli[parquet]'" in done.err
+
+
 def test_watch_alone_is_refused(spin, head):
     done = spin("predict", head, "-", "--watch", "good", stdin=b"fine")
     assert (done.code, done.out, "--stream-tokens" in done.err) == (2, "", True)

@@ -261,13 +261,11 @@ def _cell(value: Any) -> str:
 
 @contextmanager
 def _parquet_writer(path: Path, style: Style) -> Iterator[Write]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UsageError(
-            "--output-format parquet: pyarrow is not installed", "pip install 'spin-cli[parquet]'"
-        ) from error
+    from spin_cli.dataset.formats import import_parquet
+
+    pq = import_parquet("writing")
+    import pyarrow as pa
+
     waiting: list[dict[str, Any]] = []
     writer: Any = None
 

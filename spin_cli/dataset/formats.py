@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from spin_cli.choices import Format, OutputFormat
-from spin_cli.errors import UsageError
+from spin_cli.errors import ModelError, UsageError
 
 STDIN = "-"
 
@@ -134,11 +134,11 @@ def import_extra(package: str, purpose: str, install: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         top = package.partition(".")[0]
-        raise UsageError(
+        raise ModelError(
             f"{purpose} needs the package '{top}', which is not installed here ({error})", install
         ) from error
 
 
-def import_parquet() -> Any:
+def import_parquet(doing: str = "reading") -> Any:
     """Import ``pyarrow.parquet``."""
-    return import_extra("pyarrow.parquet", "reading Parquet", "pip install 'spin-cli[parquet]'")
+    return import_extra("pyarrow.parquet", f"{doing} Parquet", "pip install 'spin-cli[parquet]'")

@@ -19,7 +19,7 @@ from spin_cli import artifacts, atomic
 from spin_cli.backbone.batching import refuse_parts
 from spin_cli.choices import ExportFormat
 from spin_cli.config import PredictConfig
-from spin_cli.errors import ModelError, UsageError
+from spin_cli.errors import ModelError
 from spin_cli.head import CARD, LABELS
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.program import Program
@@ -71,15 +71,14 @@ def export(
     ArtifactError
         The head is not valid, or *output* is in the way.
     ModelError
-        The model cannot be exported, or the file does not agree with ``predict`` to 1e-4.
-    UsageError
-        ONNX is asked for and not installed.
+        The model cannot be exported, the file does not agree with ``predict`` to 1e-4, or ONNX is
+        asked for and not installed.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if formats is None:
         formats = [ExportFormat.PT2] if missing else list(ExportFormat)
     if ExportFormat.ONNX in formats and missing:
-        raise UsageError(f"--format onnx needs {', '.join(missing)}", INSTALL_ONNX)
+        raise ModelError(f"--format onnx needs {', '.join(missing)}", INSTALL_ONNX)
     atomic.check_vacant(output, force=force)
     parent = artifacts.read_manifest(folder, "head")
     predictor = open_predictor(folder, config)
