@@ -24,6 +24,8 @@ except ImportError:  # not a POSIX system: two runs into one folder are then the
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that say that there is no room left."""
+WITH_O = "with -o"
+"""How most commands are told the folder to write."""
 
 
 def sync(path: Path) -> None:
@@ -68,7 +70,7 @@ def json_text(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path, how: str = WITH_O) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a plain `ArtifactError`."""
     try:
         yield
@@ -85,9 +87,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise ArtifactError(
             f"{folder}: {reasons[error.errno]}; nothing half-written is left under the final name",
             hint=(
-                "Make room (or name another folder with -o) and run the same command again."
+                f"Make room (or name another folder {how}) and run the same command again."
                 if error.errno in FULL
-                else "Name a folder that can be written with -o."
+                else f"Name a folder that can be written {how}."
             ),
         ) from error
 
@@ -97,8 +99,8 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
-def check_vacant(folder: Path, *, force: bool) -> None:
-    """Refuse to overwrite an existing artifact unless *force* is set."""
+def check_vacant(folder: Path, *, force: bool, how: str = WITH_O) -> None:
+    """Refuse to overwrite an existing artifact unless *force* is set; *how* another is named."""
     if not folder.exists() or force:
         return
     if folder.is_dir() and not any(folder.iterdir()):
@@ -106,10 +108,10 @@ def check_vacant(folder: Path, *, force: bool) -> None:
     if (folder / MANIFEST).exists():
         raise ArtifactError(
             f"{folder}: already holds a complete artifact",
-            hint="Give --force to replace it, or another folder with -o.",
+            hint=f"Give --force to replace it, or another folder {how}.",
         )
     raise ArtifactError(
-        f"{folder}: exists and is not an artifact of spin", hint="Choose another folder with -o."
+        f"{folder}: exists and is not an artifact of spin", hint=f"Choose another folder {how}."
     )
 
 
@@ -131,7 +133,7 @@ def clear(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
+def locked(folder: Path, wanted: bool = True, how: str = WITH_O) -> Iterator[None]:
     """Keep other processes from building *folder*, which need not be there yet.
 
     The lock is the kernel's: it ends with the process, however that ends, and what a killed one
@@ -148,7 +150,7 @@ def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
         return
     path = folder.with_name(f".{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(folder, path)
+    descriptor = _lock(folder, path, how)
     try:
         yield
     finally:
@@ -156,7 +158,7 @@ def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(folder: Path, path: Path) -> int:
+def _lock(folder: Path, path: Path, how: str) -> int:
     """The open lock file, held."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -167,7 +169,7 @@ def _lock(folder: Path, path: Path) -> int:
                 except BlockingIOError as error:
                     raise ArtifactError(
                         f"{folder}: another process is writing it",
-                        hint="Wait until it has ended, or name another folder with -o.",
+                        hint=f"Wait until it has ended, or name another folder {how}.",
                     ) from error
             if _same_file(descriptor, path):
                 return descriptor
@@ -185,14 +187,14 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def building(folder: Path, *, force: bool) -> Iterator[Path]:
+def building(folder: Path, *, force: bool, how: str = WITH_O) -> Iterator[Path]:
     """Yield an empty folder beside *folder*; on success it takes *folder*'s place.
 
     On any failure it is removed and what stood under the final name is untouched.
     """
     partial = partial_folder(folder)
-    with disk_errors(folder), locked(partial):
-        check_vacant(folder, force=force)
+    with disk_errors(folder, how), locked(partial, how=how):
+        check_vacant(folder, force=force, how=how)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             clear(partial)

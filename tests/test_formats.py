@@ -68,10 +68,23 @@ def h5_names(path: Path) -> set[str]:
     return found
 
 
+def in_manifests(kind: str) -> set[str]:
+    """The keys that the first table has for manifests of a kind."""
+    table = PAGE[PAGE.index("| key | in | value |") : PAGE.index("**fingerprint** and")]
+    found: set[str] = set()
+    for line in table.strip().splitlines()[2:]:
+        _, names, kinds, *_ = line.split("|")
+        there = kinds.strip()
+        if kind in there or (there.startswith("all") and f"but {kind}" not in there):
+            found.update(re.findall(r"`(\w+)`", names))
+    return found
+
+
 @pytest.mark.parametrize("kind", ["activations", "selection", "head"])
 def test_manifests_and_logs(run, kind):
     manifest = artifacts.read_json(run / kind / "manifest.json")
     assert keys(manifest, skipped={"files"}) <= named("manifest.json", "head/config.json")
+    assert set(manifest) <= in_manifests(kind)
     assert keys(artifacts.read_json(run / kind / "log.json")) <= named("manifest.json")
     files = {re.sub(r"layer_\d\d\.h5", "LAYER.h5", name) for name in manifest["files"]}
     assert files <= named(f"{kind}/") | set(re.findall(r"[\w.]+\.\w+", PAGE.split("##")[0]))
@@ -120,6 +133,20 @@ def test_head(spin, run, tmp_path):
         report = artifacts.read_json(head / "metrics.json")
         assert keys(report, skipped={"per_class"}) <= named("head/metrics.json")
     assert "hidden.weight" in named("head/head.safetensors") and "answered" in report
+
+
+def test_export(spin, run, tmp_path):
+    out = tmp_path / "out"
+    assert spin("export", run / "head", out, "--format", "pt2").code == 0
+    words = named("Exported heads")
+    manifest = artifacts.read_json(out / "manifest.json")
+    assert {"parent", "head", "neurons", "checks"} <= keys(manifest, skipped={"files", "checks"})
+    assert set(manifest) <= in_manifests("export")
+    assert keys(manifest, skipped={"files", "checks"}) <= named("manifest.json")
+    assert keys(artifacts.read_json(out / "labels.json")) <= words
+    files = {path.name for path in out.iterdir()}
+    assert {name for name in files if not re.match("tokenizer|special_|vocab|chat_", name)} <= words
+    assert {"model.pt2", "model.onnx", "tokenizer.json", "multi_label", "thresholds"} <= words
 
 
 def test_predictions(spin, run, tmp_path):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from spin_cli import artifacts, prediction
 from spin_cli.choices import ExportFormat
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ModelError
-from spin_cli.head import load_head
+from spin_cli.head import load_head, save_head
 from spin_cli.prediction import export as exports
 from tests.helpers import ENV, json_lines, sentences
 from tests.test_backbone import TEXTS, save_model
@@ -121,6 +122,24 @@ def test_an_export_is_shown_and_knows_its_head(spin, tmp_path):
     done = spin("verify", out)
     assert done.code == 4
     assert "parent" in done.out and "FAILED" in done.out
+
+
+def test_what_is_in_the_way_and_what_is_abstained_from_are_told(spin, tmp_path):
+    made = make_head(save_model(tmp_path / "m", "gpt2"), tmp_path / "head", ["layer_01"])
+    save_head(made, replace(load_head(made), abstain_below=0.755))
+    (made / artifacts.MANIFEST).unlink()
+    artifacts.write_manifest(made, "head", {})
+    out = tmp_path / "out"
+    (out / "mine").mkdir(parents=True)
+    assert "another folder as OUT" in spin("export", made, out, "--format", "pt2").err
+    shutil.rmtree(out)
+    exports.export(made, out, PredictConfig(), formats=[ExportFormat.PT2], texts=TEXTS)
+    done = spin("export", made, out, "--format", "pt2")
+    assert done.code == 4
+    assert "--force to replace it, or another folder as OUT" in done.err
+    assert "-o" not in done.err.split()
+    card = " ".join((out / "README.md").read_text().split())
+    assert "below `abstain_below` in labels.json (0.755)" in card
 
 
 def test_the_program_holds_no_blocks_that_the_head_does_not_read(tmp_path):

@@ -47,7 +47,9 @@ def read_rows(path: str | Path, **options: Any) -> Iterator[Row]:
     DataError
         For a file or row that cannot be used.
     UsageError
-        For a format that cannot be told, or needs a package that is missing.
+        For a format that cannot be told.
+    ModelError
+        A package that the format needs is missing.
     """
     return _only_rows(read_items(path, **options))
 
@@ -97,8 +99,10 @@ def read_items(
     DataError
         For what is wrong with the file as a whole.
     UsageError
-        For a format that cannot be told, or needs a package that is missing; from the first row
-        for stdin without a format that does not look like plain lines.
+        For a format that cannot be told; from the first row for stdin without a format that does
+        not look like plain lines.
+    ModelError
+        A package that the format needs is missing.
     """
     check_separator(label_separator)
     folder = str(path) != "-" and is_saved_dataset(Path(path))

@@ -20,11 +20,13 @@ from spin_cli.backbone.batching import refuse_parts
 from spin_cli.choices import ExportFormat
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ModelError
-from spin_cli.head import CARD, LABELS
+from spin_cli.head import CARD, LABELS, Head
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.program import Program
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
+AS_OUT = "as OUT"
+"""How the command is told the folder to write."""
 TOLERANCE = 1e-4
 """Difference in a probability that is accepted."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -79,12 +81,12 @@ def export(
         formats = [ExportFormat.PT2] if missing else list(ExportFormat)
     if ExportFormat.ONNX in formats and missing:
         raise ModelError(f"--format onnx needs {', '.join(missing)}", INSTALL_ONNX)
-    atomic.check_vacant(output, force=force)
+    atomic.check_vacant(output, force=force, how=AS_OUT)
     parent = artifacts.read_manifest(folder, "head")
     predictor = open_predictor(folder, config)
     program = trace_program(predictor)
     found: dict[str, Any] = {}
-    with atomic.building(output, force=force) as place:
+    with atomic.building(output, force=force, how=AS_OUT) as place:
         if ExportFormat.PT2 in formats:
             torch.export.save(program, place / PROGRAM)
             run: Any = torch.export.load(place / PROGRAM).module()
@@ -228,15 +230,6 @@ def _save_rest(predictor: Predictor, place: Path) -> None:
 
 def _card(predictor: Predictor) -> str:
     classes = json.dumps(list(predictor.head.classes), ensure_ascii=False)
-    decision = (
-        f"With two classes and a `threshold` in {LABELS}, the second is predicted from that"
-        " probability on."
-    )
-    if predictor.head.multi_label:
-        decision = (
-            "A text may have any number of these: each is given from its own probability on, of"
-            f" `thresholds` in {LABELS}."
-        )
     return f"""# Exported text classifier
 
 Classes, in the order of the probabilities: {classes}
@@ -257,9 +250,32 @@ print(program(batch["input_ids"], batch["attention_mask"]))
 
 Longer texts are cut here, template and all, where spin keeps the template whole or, as `long` in
 {LABELS} may say, reads them in windows.
-{decision}
+{_decision(predictor.head)}
 `{ONNX}`, where it is there, takes the same two inputs.
 """
+
+
+def _decision(head: Head) -> str:
+    """How probabilities become an answer."""
+    decision = (
+        f"With two classes and a `threshold` in {LABELS}, the second is predicted from that"
+        " probability on."
+    )
+    if head.multi_label:
+        decision = (
+            "A text may have any number of these: each is given from its own probability on, of"
+            f" `thresholds` in {LABELS}."
+        )
+    limit = head.abstain_below
+    if limit is not None:
+        what = "of the predicted class"
+        if head.multi_label:
+            what = "that exactly these labels apply, taken as independent,"
+        decision += (
+            f"\nWhere the probability {what} is below `abstain_below` in {LABELS} ({limit:g}), spin"
+            " marks the answer as too uncertain; the program gives probabilities all the same."
+        )
+    return decision
 
 
 @contextmanager
