@@ -166,6 +166,7 @@ class TrainConfig:
     """Sites to search, by `choices.site_name`; ``both`` puts hidden and ffn side by side."""
     etas: tuple[float, ...] = ranged(DEFAULT_ETAS, ETA, "--eta")
     max_layer: int | None = ranged(None, COUNT)
+    """Deepest layer allowed, counted as ``extract --layers`` does."""
     max_neurons: int | None = ranged(None, POSITIVE)
     max_cells: int = ranged(120_000_000, POSITIVE, "-s train.max_cells")
     """Training rows times neurons of the largest head tried: bounds time and memory."""
@@ -254,8 +255,8 @@ class AblateConfig:
     """Sites by `choices.site_name`; None: the head's, else all there are."""
     poolings: tuple[Pooling, ...] | None = None
     """None: the head's, else all."""
-    depth: int | None = ranged(None, COUNT, "--max-layer")
-    """Last layer, by position; None: the head's, else all."""
+    max_layer: int | None = ranged(None, COUNT)
+    """Last layer, counted as ``extract --layers`` does; None: the head's, else all."""
     etas: tuple[float, ...] = ranged(DEFAULT_ETAS, ETA, "--eta")
     draws: int = ranged(3, Range(1, 10_000))
     """Random sets of neurons for each eta."""

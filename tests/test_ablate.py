@@ -89,7 +89,7 @@ def test_planted_neurons_are_sufficient_and_their_removal_costs_everything(plant
 
 
 def test_other_layers_and_options_that_leave_nothing(planted):
-    found = ablate(planted / "selection", None, AblateConfig(depth=0, etas=(1.0,), draws=1))
+    found = ablate(planted / "selection", None, AblateConfig(max_layer=1, etas=(1.0,), draws=1))
     assert found["what"]["layers"] == ["layer_01"]
     with pytest.raises(UsageError, match="no selected neuron"):
         ablate(planted / "selection", None, AblateConfig(poolings=(Pooling.MAX,)))

@@ -426,8 +426,8 @@ def test_an_interrupt_does_not_wait_for_a_fit(tiny_run, tmp_path, place, command
 
 def entry(depth: int, **more) -> dict:
     return {
-        "site": "ffn", "pooling": "mean", "eta": 0.4, "depth": depth, "neurons": 9, "score": 0.9,
-        "log_loss": 0.1, "strength": 0.1, "judged_on": "out-of-fold",
+        "site": "ffn", "pooling": "mean", "eta": 0.4, "depth": depth, "layer": f"layer_{depth:02}",
+        "neurons": 9, "score": 0.9, "log_loss": 0.1, "strength": 0.1, "judged_on": "out-of-fold",
     } | more  # fmt: skip
 
 

@@ -40,7 +40,7 @@ from spin_cli.training.blend import blends, mean_probs, with_stacks
 from spin_cli.training.calibration import Evidence
 from spin_cli.training.duplicates import near_duplicates
 from spin_cli.training.folds import Folds, fold_rows
-from spin_cli.training.inputs import leave_twins_out
+from spin_cli.training.inputs import deepest_layer, leave_twins_out
 from spin_cli.training.nonnegative import fit_nonnegative
 from spin_cli.training.pick import Judged, Linear, Part, best_of, frontier
 from spin_cli.training.ridge import fit_ridge, targets
@@ -875,6 +875,7 @@ def test_few_rows_get_the_stack_of_all_layers(tmp_path, monkeypatch):
             features=tuple(features), layers=reader.layers, config=TrainConfig(cv=0),
             split=make_split(codes, 40), rows={"val": np.arange(40, 60)}, groups=None,
             classes=["a", "b"], codes=codes, search_rows=np.arange(60),
+            deepest=len(reader.layers) - 1,
         )  # fmt: skip
         found = contest.search(reader, inputs, lambda *_: None)
         last = seen[-1]
@@ -892,7 +893,11 @@ def test_stacks_read_what_the_options_allow():
     )
 
     def read(**options):
-        inputs = SimpleNamespace(features=features, layers=layers, config=TrainConfig(**options))
+        config = TrainConfig(**options)
+        inputs = SimpleNamespace(
+            features=features, layers=layers, config=config,
+            deepest=deepest_layer(layers, layers, config.max_layer),
+        )  # fmt: skip
         found = [(f.layer[-1], f.site.value[0]) for f in contest.stack_features(inputs)]
         return [a + b for a, b in found], contest.stack_depths(inputs)
 

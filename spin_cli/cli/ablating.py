@@ -43,7 +43,7 @@ def ablate(
     ] = None,
     max_layer: Annotated[
         int | None,
-        o.number(AblateConfig, "depth", help="Last layer; default as the head."),
+        o.number(AblateConfig, "max_layer", help="Last layer: 6 is layer_06; default as the head."),
     ] = None,
     eta: Annotated[
         str, typer.Option("--eta", help="Shares of the importance.")
@@ -85,7 +85,7 @@ def ablate(
     config = AblateConfig(
         site=site,
         poolings=None if pooling is None else listed("--pooling", pooling, Pooling),
-        depth=max_layer, etas=numbers("--eta", eta), draws=draws, rows=rows, metric=metric,
+        max_layer=max_layer, etas=numbers("--eta", eta), draws=draws, rows=rows, metric=metric,
         seed=seed, workers=workers,
     )  # fmt: skip
     with progress_bar("ablate") as progress:

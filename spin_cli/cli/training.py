@@ -33,7 +33,10 @@ def train(
     ] = "hidden,ffn,gate,both",
     eta: Annotated[str, typer.Option("--eta", help="Shares to search.")] = DEFAULT_ETAS_TEXT,
     max_layer: Annotated[
-        int | None, o.number(TrainConfig, "max_layer", help="Deepest layer allowed.")
+        int | None,
+        o.number(
+            TrainConfig, "max_layer", help="Deepest layer allowed: 6 is layer_06, as in extract."
+        ),
     ] = None,
     max_neurons: Annotated[
         int | None, o.number(TrainConfig, "max_neurons", help="Most neurons allowed.")
@@ -217,6 +220,12 @@ def _kind(entry: dict[str, Any]) -> tuple[str, str, str]:
     return entry["site"], entry["pooling"], f"{entry['eta']:g}"
 
 
+def _layer(name: str) -> str:
+    """As `--max-layer` calls it, where the name says it."""
+    number = name.removeprefix("layer_")
+    return str(int(number)) if number.isdecimal() else name
+
+
 def print_candidates(report: dict[str, Any]) -> None:
     """The best configurations, and what is had for less depth and fewer neurons.
 
@@ -224,13 +233,13 @@ def print_candidates(report: dict[str, Any]) -> None:
     """
     what = report["candidates"][0]["judged_on"]  # those out of fold stand before the others
     rows = report["rows"]["val"] + (report["rows"]["train"] if what != "val" else 0)
-    columns = ["kind", "pooling", "eta", "depth", "neurons", "λ", report["metric"], "log loss"]
+    columns = ["kind", "pooling", "eta", "layer", "neurons", "λ", report["metric"], "log loss"]
 
     def cells(entry: dict[str, Any]) -> list[str]:
         kind, *more = _kind(entry)
         single = not entry.get("parts") and not entry.get("matrices")
         return [
-            f"{'→' if entry.get('chosen') else ' '}{kind}", *more, str(entry["depth"]),
+            f"{'→' if entry.get('chosen') else ' '}{kind}", *more, _layer(entry["layer"]),
             f"{entry['neurons']:,}", f"{entry['strength']:.2g}" if single else "",
             f"{entry['score']:.4f}", f"{entry['log_loss']:.4f}",
         ]  # fmt: skip

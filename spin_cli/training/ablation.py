@@ -64,7 +64,8 @@ def ablate(
     """
     check_ranges(config)
     selection = artifacts.read_manifest(source, "selection")
-    inputs = read_inputs(source, selection, TrainConfig(metric=config.metric))
+    wanted = TrainConfig(metric=config.metric, max_layer=config.max_layer)
+    inputs = read_inputs(source, selection, wanted)
     notes: list[str] = []
     chosen = _chosen(head)
     items = _matching(source, inputs, config, chosen)
@@ -126,7 +127,7 @@ def _matching(
             part,
             site=config.site or part.site,
             poolings=config.poolings or part.poolings,
-            depth=part.depth if config.depth is None else config.depth,
+            depth=part.depth if config.max_layer is None else inputs.deepest,
         )
         for part in (choices_of(chosen) if chosen else [everything])
     ]

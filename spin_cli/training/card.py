@@ -77,7 +77,7 @@ def _how(chosen: dict[str, Any]) -> str:
     if len(parts) == 1:
         return each[0]
     blended = (
-        f"{part['share']:.0%} {_what(part)}, depth {part['depth']}, {how}"
+        f"{part['share']:.0%} {_what(part)}, up to {part['layer']}, {how}"
         for part, how in zip(parts, each, strict=True)
     )
     return f"the mean of {len(parts)} heads' logits ({'; '.join(blended)})"

@@ -56,11 +56,11 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
     """
     poolings = list(dict.fromkeys(feature.pooling for feature in inputs.features))
     config = _possible(inputs.config, {feature.site for feature in inputs.features})
-    split, n_layers, folds = inputs.split, len(inputs.layers), fold_count(inputs)
+    split, deepest, folds = inputs.split, inputs.deepest, fold_count(inputs)
     groups = pooling_groups(poolings)
     if config.search is Search.FAST and stack_features(inputs):
         groups = groups[: len(poolings)]  # a stack has them side by side for less
-    first = first_choices(config, groups, n_layers)
+    first = first_choices(config, groups, deepest)
     done, total = 0, len(first) + 12 + 18 * folds + len(stack_features(inputs))
 
     def step() -> None:
@@ -77,7 +77,7 @@ def search(reader: Reader, inputs: Inputs, progress: Progress) -> Found:
         raise nothing_to_try(reader)
     y_val = split.codes[split.val]
     known = {item.main.choice for item in tried}
-    around = next_choices(best_of(tried, y_val, split.metric).main.choice, config, n_layers)
+    around = next_choices(best_of(tried, y_val, split.metric).main.choice, config, deepest)
     fresh = [choice for choice in dict.fromkeys(around) if choice not in known]
     tried += try_all(fresh, reader, split, config, step)
     y = split.codes if folds else y_val
@@ -138,13 +138,12 @@ def stack_features(inputs: Inputs) -> list[Feature]:
     if other or config.masks_only:
         return []
     sites = {site for name in config.sites for site in sites_of(name)}
-    deepest = len(inputs.layers) if config.max_layer is None else config.max_layer
     found = [
         feature
         for feature in inputs.features
         if feature.site in sites
         and feature.width <= WIDEST
-        and inputs.layers.index(feature.layer) <= deepest
+        and inputs.layers.index(feature.layer) <= inputs.deepest
     ]
     allowed = config.max_neurons or sys.maxsize
     return found if sum(feature.width for feature in found) <= allowed else []
@@ -236,7 +235,7 @@ def cross_validate(
     best = best_of(crossed, split.codes, split.metric).main
     near = {
         choice: some[best.choice] if full else (best.strength,)
-        for choice in next_choices(best.choice, config, len(inputs.layers), None if full else 2)
+        for choice in next_choices(best.choice, config, inputs.deepest, None if full else 2)
         if choice not in some and is_allowed(reader.count(choice), split, config)
     }
     return crossed + crossing.judge(near, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,8 @@ from spin_cli.activations import Feature, features_of
 from spin_cli.choices import Metric, StorageDtype
 from spin_cli.config import CV_VAL_ROWS, SelectConfig, TrainConfig
 from spin_cli.dataset import read_texts
-from spin_cli.errors import ArtifactError
+from spin_cli.errors import ArtifactError, UsageError
+from spin_cli.names import list_names
 from spin_cli.samples import read_targets
 from spin_cli.training import baselines
 from spin_cli.training.duplicates import near_duplicates
@@ -36,6 +39,9 @@ class Inputs:
     selection: dict[str, Any]
     features: tuple[Feature, ...]
     layers: tuple[str, ...]
+    """Those that were extracted, in the model's order."""
+    deepest: int
+    """Position among them of the last that a head may read."""
     codes: NDArray[np.int64]
     rows: dict[str, NDArray[np.intp]]
     dtype: StorageDtype
@@ -84,6 +90,8 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
     ------
     ArtifactError
         The activations are missing, damaged or changed, or the selection's options are none.
+    UsageError
+        No layer is as shallow as the options want it.
     DataError
         The metric says nothing of the val rows.
     """
@@ -93,12 +101,14 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
     metrics.check_defined(metric, codes[samples.rows("val")], "val")
     features = features_of(manifest)
     there = {feature.layer for feature in features}
+    layers = tuple(name for name in manifest["layers"] if name in there)
     return Inputs(
         source=folder,
         activations=manifest,
         selection=selection,
         features=features,
-        layers=tuple(name for name in manifest["layers"] if name in there),
+        layers=layers,
+        deepest=deepest_layer(layers, manifest["layers"], config.max_layer),
         codes=codes,
         rows={name: samples.rows(name) for name in ("train", "val", "test")},
         dtype=StorageDtype(manifest["storage_dtype"]),
@@ -106,6 +116,30 @@ def read_inputs(source: Path, selection: dict[str, Any], config: TrainConfig) ->
         config=config,
         selecting=_options_of(source, selection),
     )
+
+
+def deepest_layer(there: Sequence[str], order: Sequence[str], most: int | None) -> int:
+    """Position among *there* of the deepest layer whose number is at most *most*; None: the last.
+
+    Numbers are those of ``extract --layers``: ``layer_06`` is 6; where names do not say it
+    (``final``, ``decoder_03``), the place in *order*, that of all layers of the model.
+    `UsageError` where no number is so small.
+    """
+    if most is None:
+        return len(there) - 1
+    numbers: dict[str, int] = {}
+    last = -1
+    for name in order:  # of another program, which may leave some out
+        own = re.fullmatch(r"layer_(\d+)", name)
+        last = numbers[name] = int(own[1]) if own else last + 1
+    allowed = [at for at, name in enumerate(there) if numbers[name] <= most]
+    if not allowed:
+        known = [f"{name} ({numbers[name]})" for name in there]
+        raise UsageError(
+            f"--max-layer {most}: the layers that there are lie deeper",
+            f"There are {list_names(known, quote='')}.",
+        )
+    return max(allowed)
 
 
 def _options_of(source: Path, selection: dict[str, Any]) -> SelectConfig:

@@ -195,10 +195,9 @@ def pooling_groups(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
 
 
 def first_choices(
-    config: TrainConfig, groups: Sequence[tuple[Pooling, ...]], n_layers: int
+    config: TrainConfig, groups: Sequence[tuple[Pooling, ...]], deepest: int
 ) -> list[Choice]:
-    """A coarse grid over everything."""
-    deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
+    """A coarse grid over everything, up to the layer at position *deepest*."""
     depths = np.unique(
         np.linspace(deepest / FIRST_DEPTHS, deepest, FIRST_DEPTHS).round().astype(int)
     )
@@ -213,13 +212,12 @@ def first_choices(
 
 
 def next_choices(
-    best: Choice, config: TrainConfig, n_layers: int, etas: int | None = None
+    best: Choice, config: TrainConfig, deepest: int, etas: int | None = None
 ) -> list[Choice]:
-    """What lies around *best*: etas at its depth, depths nearby at its eta.
+    """What lies around *best*: etas at its depth, depths nearby, up to *deepest*, at its eta.
 
     *etas*: only so many to either side.
     """
-    deepest = n_layers - 1 if config.max_layer is None else min(config.max_layer, n_layers - 1)
     reach = max(1, -(-deepest // FIRST_DEPTHS))
     step = max(1, reach // 3)
     depths = range(max(0, best.depth - reach), min(deepest, best.depth + reach) + 1, step)

@@ -64,7 +64,7 @@ def _listed(
 
 def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, Any]:
     """A candidate as plain values."""
-    entry = _describe_part(item.main) | {
+    entry = _describe_part(item.main, inputs) | {
         "depth": item.depth,
         "layer": inputs.layers[item.depth],
         "neurons": item.neurons,
@@ -74,20 +74,23 @@ def describe(item: Judged, inputs: Inputs, y: NDArray[np.int64]) -> dict[str, An
     if item.linear is not None:
         entry["matrices"] = len(item.linear.features)
     if len(item.parts) > 1:
-        entry["parts"] = [_describe_part(p) | {"share": round(p.share, 6)} for p in item.parts]
+        entry["parts"] = [
+            _describe_part(p, inputs) | {"share": round(p.share, 6)} for p in item.parts
+        ]
         for part, described in zip(item.parts, entry["parts"], strict=True):
             if part.whole and item.linear is not None:
                 described["matrices"] = len(item.linear.features)
     return entry
 
 
-def _describe_part(part: Part) -> dict[str, Any]:
+def _describe_part(part: Part, inputs: Inputs) -> dict[str, Any]:
     choice = part.choice
     return {
         "site": choice.site,
         "pooling": "+".join(pooling.value for pooling in choice.poolings),
         "eta": choice.eta,
         "depth": choice.depth,
+        "layer": inputs.layers[choice.depth],
         "strength": part.strength,
     }
 
