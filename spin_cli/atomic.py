@@ -66,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """How `write_json` writes *value*."""
-    return json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager

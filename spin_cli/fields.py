@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -58,7 +59,7 @@ FEATURE: Mapping[str, Check] = {
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, enums, paths and tuples as what JSON can hold."""
+    """Dataclasses, enums, paths and tuples as what JSON can hold; NaN and infinity as null."""
     if is_dataclass(value) and not isinstance(value, type):
         pairs = [(field, getattr(value, field.name)) for field in fields(value)]
         return {
@@ -74,6 +75,8 @@ def to_plain(value: Any) -> Any:
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 
@@ -103,15 +106,20 @@ def _fields(value: Any, path: Path, place: str = "") -> Any:
     return value
 
 
+def _none(_: str) -> None:
+    """What a number that is none is read as."""
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of bounded size; `ArtifactError` where that fails.
 
-    Its objects are `Fields`: whoever reads them need not look first whether a field is there.
+    Its objects are `Fields`: whoever reads them need not look first whether a field is there. NaN,
+    which is no JSON but which Python writes, is None.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ArtifactError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not written by spin")
-        return _fields(json.loads(path.read_text(encoding="utf-8")), path)
+        return _fields(json.loads(path.read_text(encoding="utf-8"), parse_constant=_none), path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:

@@ -125,15 +125,20 @@ def score(metric: Metric, Y: Indicator, P: F64) -> float:
 
 
 def per_label(Y: Indicator, P: F64, said: Indicator) -> list[dict[str, float]]:
-    """Precision, recall, F1 (0 where undefined), AUROC and rows of each label."""
+    """Precision, recall, F1 (0 where undefined), AUROC (NaN there) and rows of each label."""
     right, given, true = _counts(Y, said)
     size = len(right)
     precision = np.divide(right, given, out=np.zeros(size), where=given > 0)
     recall = np.divide(right, true, out=np.zeros(size), where=true > 0)
     f1 = np.divide(2 * right, given + true, out=np.zeros(size), where=given + true > 0)
     return [
-        {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
-        | ({} if np.isnan(area) else {"auroc": float(area)})
+        {
+            "precision": float(p),
+            "recall": float(r),
+            "f1": float(f),
+            "rows": int(n),
+            "auroc": float(area),
+        }
         for p, r, f, n, area in zip(precision, recall, f1, true, auroc(Y, P), strict=True)
     ]
 
@@ -151,7 +156,7 @@ def evaluate(
     """Every metric of a set of rows, under the names that ``metrics.json`` has."""
     said = decide(P, thresholds)
     micro, macro = f1_of(*_counts(Y, said))
-    scores = {
+    return {
         "rows": len(Y),
         "accuracy": subset_accuracy(Y, said),
         "micro_f1": float(micro),
@@ -159,9 +164,8 @@ def evaluate(
         "log_loss": float(row_losses(Y, P).mean()),
         "per_class": dict(zip(names, per_label(Y, P, said), strict=True)),
         "ece": calibration_error(Y, P),
+        "auroc": score(Metric.AUROC, Y, P),
     }
-    area = score(Metric.AUROC, Y, P)
-    return scores if np.isnan(area) else scores | {"auroc": area}
 
 
 def resampled(

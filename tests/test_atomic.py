@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spin_cli import atomic
+from spin_cli import artifacts, atomic
+from spin_cli.cli import terminal
 from spin_cli.errors import ArtifactError
 from spin_cli.fields import MANIFEST
 
@@ -163,3 +166,14 @@ def test_the_old_one_of_a_killed_run_is_kept_until_there_is_another(tmp_path, mo
     with pytest.raises(OSError, match="Input/output"):
         build(folder, "new")
     assert content(folder) == whole("old")
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path, capsys):
+    value = {"a": float("nan"), "b": [1.5, np.float64("inf"), (-np.inf,)]}
+    plain = {"a": None, "b": [1.5, None, [None]]}
+    atomic.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == plain
+    terminal.print_json(value)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == plain
+    (tmp_path / "old.json").write_text('{"a": NaN, "b": [1.5, Infinity, [-Infinity]]}')
+    assert artifacts.read_json(tmp_path / "old.json") == plain

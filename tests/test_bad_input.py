@@ -342,7 +342,21 @@ def test_a_metric_that_says_nothing_of_the_val_rows_is_refused_before_any_fit(sp
         done = spin("train", selection, "--metric", "auroc", "--cv", folds)
         assert_refused(done, 3, refusal)
     assert not head.exists()
-    assert spin("train", selection).code == 0
+    done = spin("train", selection, "--json")
+    assert done.code == 0
+    said = [json.loads(done.out, parse_constant=pytest.fail)["metrics"]]
+    said.append(json.loads((head / "metrics.json").read_text(), parse_constant=pytest.fail))
+    done = spin("inspect", head, "--json")
+    said.append(json.loads(done.out, parse_constant=pytest.fail)["metrics"])
+    for report in said:  # out of fold there are both classes
+        assert report["spin"]["val"]["auroc"] is report["spin"]["test"]["auroc"] is None
+        assert report["spin"]["out-of-fold"]["auroc"] > 0.5
+    shown = spin("inspect", head)
+    assert shown.code == 0 and "nan" not in shown.out.lower() and "None" not in shown.out
+    table = tmp_path / "given.csv"
+    done = spin("predict", head, data / "test.csv", "--evaluate", "-o", table, "--json")
+    assert done.code == 0, done.err
+    assert "NaN" not in done.out
     assert_refused(spin("ablate", out, "--metric", "auroc"), 3, refusal)
 
 

@@ -6,8 +6,10 @@ import csv
 import json
 import re
 import shutil
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
+from unittest.mock import MagicMock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,7 +29,7 @@ from spin_cli.config import (
 )
 from spin_cli.errors import ArtifactError, ModelError
 from spin_cli.head import METRICS, load_head, save_head
-from spin_cli.reports import drawing, model, neurons, sources, stage
+from spin_cli.reports import charts, drawing, model, neurons, sources, stage
 
 pytest.importorskip("matplotlib")
 HOSTILE = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=alert(1)> $10$ \x07"
@@ -397,3 +399,17 @@ def test_many_classes_and_long_texts_stay_bounded():
     assert len(drawing.plain("x" * 10_000, neurons.CHARS)) == neurons.CHARS
     assert drawing.plain("a\x00b\ud800c\x1bd") == "a\ufffdb\ufffdc\ufffdd"
     assert replace(NO_MODEL, device="cpu").device == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_class_far_outside_the_span_is_drawn_at_its_end(dtype):
+    """In half precision a value that was clipped to the span may lie a little below it."""
+    many = np.random.default_rng(0).normal(size=400).astype(dtype)
+    axes = MagicMock()
+    axes.get_ylim.return_value = (0.0, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        charts.two_densities(axes, [many, np.full(1, -50, dtype)], span=(-0.3, 0.3))
+    heights, edges = axes.stairs.call_args.args
+    assert np.isfinite(heights).all()
+    assert heights[0] * (edges[1] - edges[0]) == pytest.approx(1)

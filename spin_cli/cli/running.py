@@ -158,7 +158,7 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
     rows = [
         [name, f"{scores[key]:.4f}", *[f"{end:.4f}" for end in scores["intervals"].get(key, ())]]
         for key, name in named.items()
-        if key in scores
+        if scores.get(key) is not None
     ]
     if to_stderr:
         found = ", ".join(f"{row[0]} {row[1]} [{', '.join(row[2:])}]" for row in rows)

@@ -56,7 +56,7 @@ def print_json(value: Any) -> None:
     from spin_cli.artifacts import to_plain
 
     if ranks.current().first:
-        print(json.dumps(to_plain(value), ensure_ascii=False))  # noqa: T201
+        print(json.dumps(to_plain(value), ensure_ascii=False, allow_nan=False))  # noqa: T201
 
 
 def print_error(error: SpinError) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,7 +147,9 @@ def print_report(report: dict[str, Any]) -> None:
             f" {difference['value']:+.4f} ({low:+.4f} to {high:+.4f}), {test} p {p:.2g}"
         )
     for name, found in report.get("answered", {}).items():
-        say(f"answers {found['share']:.1%} of {name} texts, {found['accuracy']:.4f} of them right")
+        right = found["accuracy"]
+        more = "" if right is None else f", {right:.4f} of them right"
+        say(f"answers {found['share']:.1%} of {name} texts{more}")
 
 
 RIVALS = {
@@ -182,7 +183,7 @@ def print_labels(report: dict[str, Any], split: str) -> None:
             [
                 name, str(found["rows"]), f"{thresholds[name]:.2f}", f"{found['precision']:.3f}",
                 f"{found['recall']:.3f}", f"{found['f1']:.3f}",
-                f"{found['auroc']:.3f}" if "auroc" in found else "–",
+                "–" if found.get("auroc") is None else f"{found['auroc']:.3f}",
             ]
         )  # fmt: skip
     columns = ["label", "texts", "from", "precision", "recall", "F1", "AUROC"]
@@ -193,8 +194,8 @@ def score_cells(scores: dict[str, Any], names: Iterable[str] = SCORES) -> list[s
     """Cells of one row of the report, with 95% intervals where there are some."""
     cells = []
     for name in names:
-        value = scores.get(name, math.nan)
-        cell = "–" if math.isnan(value) else f"{value:.4f}"
+        value = scores.get(name)
+        cell = "–" if value is None else f"{value:.4f}"
         if name in scores.get("intervals", {}):
             low, high = scores["intervals"][name]
             cell += f" ({low:.2f}–{high:.2f})"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spin_cli import metrics
 from spin_cli.dataset import split_labels
 from spin_cli.errors import DataError
+from spin_cli.fields import to_plain
 from spin_cli.head import Head
 from spin_cli.label_metrics import macro_f1, micro_f1
 from spin_cli.prediction.stream import Prediction
@@ -63,7 +64,7 @@ class Evaluation:
         return given
 
     def result(self) -> dict[str, Any]:
-        """The metrics, as in ``metrics.json``, with intervals and a reliability table.
+        """The metrics, as in ``metrics.json`` (None: undefined), with intervals and reliability.
 
         Of a head that abstains also what is ``answered``; the rest counts every answer.
         """
@@ -77,7 +78,7 @@ class Evaluation:
         scores["reliability"] = {"bins": bins}
         if self._head.abstain_below is not None:
             scores["answered"] = self._head.answered(codes, probs)
-        return scores
+        return dict(to_plain(scores))
 
 
 def intervals(

@@ -105,7 +105,8 @@ def two_densities(
     low, high = span or outer([np.concatenate(list(groups))])
     edges = np.linspace(low, high, BINS + 1)
     for group, colour in zip(groups, SERIES, strict=False):
-        heights, _ = np.histogram(np.clip(group, low, high), edges, density=len(group) > 0)
+        inside = np.clip(group.astype(np.float64), low, high)  # in float16 it may be below `low`
+        heights, _ = np.histogram(inside, edges, density=len(group) > 0)
         axes.stairs(heights, edges, fill=True, color=COLOURS[colour], alpha=0.25, linewidth=0)
         axes.stairs(heights, edges, color=COLOURS[colour], linewidth=1.3)
     for place, (name, colour) in enumerate(

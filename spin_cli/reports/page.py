@@ -106,7 +106,7 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
     rows = f"{scores['rows']:,} {run.unseen} rows"
     return [
         (
-            f"{scores[key]:.3f}",
+            "–" if scores.get(key) is None else f"{scores[key]:.3f}",
             f"{results.column(run, key)} on {run.unseen}",
             f"95% interval {sure[0]:.3f} to {sure[1]:.3f}, {rows}" if sure else rows,
         ),

@@ -40,7 +40,7 @@ def results_table(run: Run) -> Table:
         for key, name in NAMES.items()
         if (scores := run.metrics.get(key, {}).get(_split_of(run, key))) is not None
     }
-    kept = [key for key in COLUMNS if any(key in scores for scores in found.values())]
+    kept = [key for key in COLUMNS if any(scores.get(key) is not None for scores in found.values())]
     rows = [[name, *[sure(scores, key) for key in kept]] for name, scores in found.items()]
     return Table(["", *[column(run, key) for key in kept]], rows)
 
@@ -57,7 +57,7 @@ def _split_of(run: Run, key: str) -> str:
 
 def sure(scores: dict[str, Any], key: str) -> str:
     """A score with its interval, where it has them."""
-    if key not in scores:
+    if scores.get(key) is None:
         return "–"
     text = f"{scores[key]:.3f}"
     if key in scores.get("intervals", {}):
@@ -69,11 +69,17 @@ def sure(scores: dict[str, Any], key: str) -> str:
 def draw_results(run: Run, files: bool) -> Figure:
     """Scores beside one another, with their intervals."""
     key = METRIC_KEYS.get(run.metric.value, "accuracy")
+    there = [
+        (name, run.metrics.get(rival, {}).get(_split_of(run, rival), {}))
+        for rival, name in NAMES.items()
+    ]
     found = [
         (name, scores[key], scores.get("intervals", {}).get(key))
-        for rival, name in NAMES.items()
-        if key in (scores := run.metrics.get(rival, {}).get(_split_of(run, rival), {}))
+        for name, scores in there
+        if scores.get(key) is not None
     ]
+    if not found:
+        raise LeftOut(f"{run.unseen} rows of one class have no {column(run, key)}")
     label = column(run, key)
     sure = any(interval for _, _, interval in found)
 

@@ -109,7 +109,7 @@ def _labels(report: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name, s in report["spin"][split]["per_class"].items():
-        area = f"{s['auroc']:.4f}" if "auroc" in s else "–"
+        area = "–" if s.get("auroc") is None else f"{s['auroc']:.4f}"
         lines.append(
             f"| {name} | {report['chosen']['threshold'][name]:.2f} | {_sure(s, 'precision')}"
             f" | {_sure(s, 'recall')} | {_sure(s, 'f1')} | {area} | {s['rows']} |"

@@ -124,7 +124,7 @@ def train(
     else:
         found, weights = fit_final(reader, inputs, found)
     head, scaling = build_head(reader, inputs, found, weights, notes)
-    report = measure(source, inputs, found, head, scaling, notes)
+    report = artifacts.to_plain(measure(source, inputs, found, head, scaling, notes))
     with atomic.building(output, force=force) as folder:
         save_head(folder, head)
         atomic.write_json(folder / METRICS, report)
