@@ -18,10 +18,11 @@ import sys
 import threading
 import time
 import tty
+from pathlib import Path
 
 import pytest
 
-from spin_cli.cli.selecting import say_doubts
+from spin_cli.cli.selecting import say_doubts, show_selected
 from spin_cli.cli.training import print_report
 from spin_cli.names import list_names
 from tests.helpers import (
@@ -500,3 +501,41 @@ def test_of_many_names_the_first_are_listed():
     with contextlib.redirect_stderr(said):
         say_doubts({"scores": scores, "counts": {"unconverged": 7}})
     assert said.getvalue().endswith("layer_04 ffn mean and 2 more\n")
+
+
+# -- what select shows -----------------------------------------------------------------------
+
+
+def selected(*, metric: str = "accuracy", asked: str | None = None, **more) -> dict:
+    row = {"layer": "layer_06", "site": "hidden", "pooling": "mean", "width": 1536, "C": 0.0123,
+           "val_score": 0.9876, "converged": True}  # fmt: skip
+    row |= {"control": "random", "control_score": 0.6512, "selectivity": 0.3364}
+    row |= {"stability": 0.4167, "neurons_eta_1": 1234}
+    return {
+        "scores": [row], "metric": metric, "request": {"options": {"metric": asked}},
+        "counts": {"unconverged": 0},
+    } | more  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_every_number_of_a_selection_is_whole_at_80_columns(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show_selected(selected(), Path("run/selection"), json=False)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns and "…" not in out
+    whole = {"layer_06", "hidden", "mean", "0.9876", "0.6512", "0.3364", "0.4167", "1234"}
+    assert whole <= set(out.split())
+    assert {"control", "selectivity", "stability", "neurons"} <= set(out.split())
+    assert out.count("random") == 1
+    assert ("0.0123" in out) == (columns == 200)  # C goes first
+
+
+def test_a_metric_that_nobody_asked_for_is_explained(capsys):
+    for more, said in (
+        ({"metric": "macro-f1"}, "by macro-f1 (a class is rare) on val"),
+        ({"metric": "macro-f1", "multi_label": True}, "by macro-f1 (labels) on val"),
+        ({"metric": "macro-f1", "asked": "macro-f1"}, "by macro-f1 on val"),
+        ({}, "by accuracy on val"),
+    ):
+        show_selected(selected(**more), Path("run/selection"), json=False)
+        assert said in capsys.readouterr().out

@@ -254,7 +254,11 @@ Poolings = Annotated[
 Layers = Annotated[str | None, typer.Option("--layers", help="As 0-12 or 0,3,6; default all.")]
 ChooseBy = Annotated[
     Metric | None,
-    typer.Option("--metric", help="What is chosen by; default accuracy, macro-f1 if uneven."),
+    typer.Option(
+        "--metric",
+        help="What is chosen by; default accuracy, macro-f1 for labels, and where a class has under"
+        " half of an equal share of the rows.",
+    ),
 ]
 SearchBudget = Annotated[
     Search, typer.Option("--search", help="How many heads are cross-validated.")

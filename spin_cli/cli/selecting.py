@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spin_cli.choices import Control, Solver
+from spin_cli.choices import Control, Metric, Solver
 from spin_cli.cli import options as o
 from spin_cli.cli.parsing import numbers
 from spin_cli.cli.speaking import stoppable
@@ -111,6 +111,10 @@ def run_select(source: Path, output: Path, config: SelectConfig, force: bool) ->
         return selection.select(source, output, config, force=force, progress=progress)
 
 
+EXTRA = {"control_score": "control", "selectivity": "selectivity", "stability": "stability"}
+"""Columns of ``scores.csv`` that only some selections have, and their headings."""
+
+
 def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
     """Print the best probes and the next command."""
     if json:
@@ -125,21 +129,32 @@ def show_selected(manifest: dict[str, Any], output: Path, json: bool) -> None:
         return
     best = sorted(manifest["scores"], key=lambda row: -float(row["val_score"]))[:8]
     last = list(best[0])[-1]
-    extra = [n for n in ("control", "control_score", "selectivity", "stability") if n in best[0]]
+    extra = {key: name for key, name in EXTRA.items() if key in best[0]}
+    beside = f", control: {best[0]['control']}" if "control" in best[0] else ""
     print_table(
-        f"Best of {len(manifest['scores'])} probes, by {manifest['metric']} on val",
-        ["layer", "site", "pooling", manifest["metric"], *extra, "C", "neurons", "of"],
+        f"Best of {len(manifest['scores'])} probes, by {_metric(manifest)} on val{beside}",
+        ["layer", "site", "pooling", manifest["metric"], *extra.values(), "C", "neurons", "of"],
         [
             [
                 row["layer"], row["site"], row["pooling"], f"{float(row['val_score']):.4f}",
-                *[str(row[name]) for name in extra],
+                *[f"{float(row[key]):.4f}" for key in extra],
                 f"{float(row['C']):.3g}", str(row[last]), str(row["width"]),
             ]
             for row in best
         ],
+        spare=["C", "of"],
     )  # fmt: skip
     say_doubts(manifest)
     say(f"next: spin train {output}")
+
+
+def _metric(manifest: dict[str, Any]) -> str:
+    """What was chosen by, and why where the user did not say it."""
+    metric = str(manifest["metric"])
+    if manifest["request"]["options"]["metric"] is not None:
+        return metric
+    why = "labels" if manifest.get("multi_label") else "a class is rare"
+    return f"{metric} ({why})" if metric == Metric.MACRO_F1.value else metric
 
 
 def say_doubts(manifest: dict[str, Any]) -> None:

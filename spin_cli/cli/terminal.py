@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from spin_cli import ranks
@@ -127,12 +127,18 @@ def is_file(stream: TextIO) -> bool:
 
 
 def print_table(
-    title: str, columns: list[str], rows: list[list[str]], *, wrapped: bool = False
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    *,
+    wrapped: bool = False,
+    spare: Sequence[str] = (),
 ) -> None:
     """Print a table to stdout: numbers to the right, a column without a heading to the left.
 
     *wrapped*: text in every column, to the left; the last one takes as many lines as it needs.
-    Where the others would have to be cut, columns stand closer.
+    Where the others would have to be cut, columns stand closer, and those in *spare* are left out,
+    the first of them first.
     """
     from rich import box
     from rich.console import Console
@@ -149,8 +155,12 @@ def print_table(
         show_header=any(columns),
     )
     console = Console(highlight=False)
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    if sum(widths[:-1]) + len(columns[-1]) + 3 * len(columns) + 1 > console.width:
+    for name in spare:
+        if _least_width(columns, rows) + len(columns) + 1 <= console.width:
+            break
+        at = columns.index(name)
+        columns, *rows = [[*cells[:at], *cells[at + 1 :]] for cells in (columns, *rows)]
+    if _least_width(columns, rows) + 3 * len(columns) + 1 > console.width:
         table.padding = (0, 0)
     for index, name in enumerate(columns):
         table.add_column(
@@ -161,6 +171,12 @@ def print_table(
     for row in rows:
         table.add_row(*[Text(printable(cell)) for cell in row])
     console.print(table)
+
+
+def _least_width(columns: list[str], rows: list[list[str]]) -> int:
+    """Of all cells uncut, but for those of the last column, which may be broken."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    return sum(widths[:-1]) + len(columns[-1])
 
 
 def print_line(text: str = "") -> None:

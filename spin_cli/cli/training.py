@@ -64,8 +64,8 @@ def train(
     Few validation rows? Then train and val rows together are cross-validated, with the neurons of
     each fold selected anew and near-duplicate texts in the same fold. Blends (the mean logits of
     several heads), stacks (ridge regressions on all neurons of each matrix, weighed) and means of
-    the two are tried too. Ties go to the shallowest head. The test split is read once, after the
-    choice.
+    the two are tried too. Of heads whose scores tie, those of the lowest log loss are taken; where that ties too, the
+    shallowest. The test split is read once, after the choice.
 
     Example: `spin train run/selection`
     """
