@@ -929,3 +929,32 @@ def test_a_class_of_one_row_is_told_to_stand_in_the_way_of_folds():
     for other in ([100, 98, 2], 20), ([2000, 99, 1], 1000):
         assert contest.without_folds(known(*other)) == []
     assert contest.without_folds(known([100, 99, 1], cv=0)) == []
+
+
+def test_a_target_that_cannot_be_met_is_answered_with_one_that_can():
+    given = evidence(n=400, positives=0.2)
+    p, true = given.probs[:, 1], given.codes == 1
+    order = np.argsort(-p)
+    hits = np.cumsum(true[order])
+    said = np.arange(1, len(p) + 1)
+    precision = np.where(said >= calibration.MIN_ANSWERS, hits / said, 0)
+    at = np.flatnonzero(precision == precision.max())[-1]
+    assert precision[at] < 1
+    with pytest.raises(DataError) as caught:
+        config = TrainConfig(target_precision=1.0)
+        calibration.choose_threshold(given, Metric.ACCURACY, config, [])
+    wanted = re.search(
+        r"--target-precision (0\.\d+) or less.* recall is (\d\.\d+)", caught.value.hint
+    )
+    assert float(wanted[2]) == pytest.approx(hits[at] / true.sum(), abs=5e-4)
+    config = TrainConfig(target_precision=float(wanted[1]))
+    threshold = calibration.choose_threshold(given, Metric.ACCURACY, config, [])
+    assert true[p >= threshold].mean() >= float(wanted[1])
+    given = replace(given, codes=np.where(np.arange(400) % 5, given.codes, 1 - given.codes))
+    with pytest.raises(DataError) as caught:
+        calibration.choose_abstention(given, None, TrainConfig(target_accuracy=1.0), [])
+    wanted = re.search(r"--target-accuracy (0\.\d+) or less.* (\d.*)% of them", caught.value.hint)
+    config = TrainConfig(target_accuracy=float(wanted[1]))
+    bound = calibration.choose_abstention(given, None, config, [])
+    answered = given.probs.max(1) >= bound
+    assert 100 * answered.mean() >= float(wanted[2]) - 0.05

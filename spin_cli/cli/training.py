@@ -64,8 +64,8 @@ def train(
     Few validation rows? Then train and val rows together are cross-validated, with the neurons of
     each fold selected anew and near-duplicate texts in the same fold. Blends (the mean logits of
     several heads), stacks (ridge regressions on all neurons of each matrix, weighed) and means of
-    the two are tried too. Of heads whose scores tie, those of the lowest log loss are taken; where that ties too, the
-    shallowest. The test split is read once, after the choice.
+    the two are tried too. Of heads whose scores tie, the one of the lowest log loss is taken; where
+    that ties too, the shallowest. The test split is read once, after the choice.
 
     Example: `spin train run/selection`
     """
@@ -115,6 +115,8 @@ def layers_run(report: dict[str, Any]) -> str:
 
 def print_report(report: dict[str, Any]) -> None:
     """The tables that end `train` and `demo`."""
+    from spin_cli.training.card import decision_lines
+
     for note in report["notes"]:
         say(f"note: {note}")
     print_candidates(report)
@@ -146,10 +148,8 @@ def print_report(report: dict[str, Any]) -> None:
             f"against {RIVALS[found['against']]} on test: {name.replace('_', '-')}"
             f" {difference['value']:+.4f} ({low:+.4f} to {high:+.4f}), {test} p {p:.2g}"
         )
-    for name, found in report.get("answered", {}).items():
-        right = found["accuracy"]
-        more = "" if right is None else f", {right:.4f} of them right"
-        say(f"answers {found['share']:.1%} of {name} texts{more}")
+    for line in decision_lines(report):
+        say(line)
 
 
 RIVALS = {

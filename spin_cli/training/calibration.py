@@ -201,15 +201,28 @@ def _for_target(evidence: Evidence, config: TrainConfig) -> float:
     else:
         fine = np.flatnonzero((precision >= config.target_precision) & (ends + 1 >= MIN_ANSWERS))
         if not len(fine):
-            said = precision[ends + 1 >= MIN_ANSWERS]
+            best = _highest(precision, ends)
             raise DataError(
                 f"--target-precision {config.target_precision}: the highest on {evidence.what}"
-                f" rows is {said.max():.3f}"
+                f" rows is {precision[best]:.3f}",
+                f"Give --target-precision {_down(precision[best])} or less: there the recall is"
+                f" {recall[best]:.3f}.",
             )
         at = int(fine[-1])
     low = p[order[ends[at] + 1]] if ends[at] + 1 < len(p) else 0.0
     between = 0.5 * (p[order[ends[at]]] + low)
     return float(between if positive == 1 or evidence.several else 1.0 - between)
+
+
+def _highest(reached: NDArray[np.float64], ends: NDArray[np.intp]) -> int:
+    """Where what is reached by `MIN_ANSWERS` answers or more is highest; of equals the last."""
+    enough = np.where(ends + 1 >= MIN_ANSWERS, reached, -1.0)
+    return int(np.flatnonzero(enough == enough.max())[-1])
+
+
+def _down(share: float) -> str:
+    """A share cut after three digits, so that it can be reached."""
+    return f"{np.floor(share * 1000) / 1000:.3f}"
 
 
 def choose_abstention(
@@ -239,10 +252,12 @@ def choose_abstention(
     share = np.cumsum(metrics.right(evidence.codes, predicted)[order])[ends] / (ends + 1)
     fine = np.flatnonzero((share >= config.target_accuracy) & (ends + 1 >= MIN_ANSWERS))
     if not len(fine):
-        best = share[ends + 1 >= MIN_ANSWERS].max()
+        best = _highest(share, ends)
         raise DataError(
             f"--target-accuracy {config.target_accuracy}: the highest on {evidence.what} rows is"
-            f" {best:.3f}"
+            f" {share[best]:.3f}",
+            f"Give --target-accuracy {_down(share[best])} or less: there"
+            f" {(ends[best] + 1) / len(sure):.1%} of them get an answer.",
         )
     at = ends[int(fine[-1])]
     if at + 1 == len(sure):

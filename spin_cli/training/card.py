@@ -46,6 +46,8 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
                 )
     if several:
         lines += _labels(report)
+    if decided := decision_lines(report):
+        lines += ["", *(f"- {line}" for line in decided)]
     lines += ["", *_comparison(report), *(f"Note: {note}." for note in report["notes"])]
     lines += [
         "",
@@ -56,6 +58,24 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def decision_lines(report: dict[str, Any]) -> list[str]:
+    """What a target or a bound came to, on the rows that it was chosen by and on test."""
+    lines = []
+    if "target" in report:
+        found = report["target"]
+        reached = "; ".join(
+            f"precision {scores['precision']:.3f}, recall {scores['recall']:.3f} on {name} texts"
+            for name, scores in found["reached"].items()
+        )
+        lines.append(f"threshold {found['threshold']:.4g} for {found['label']!r}: {reached}")
+    bound = report["chosen"].get("abstain_below")
+    for name, found in report.get("answered", {}).items():
+        right = found["accuracy"]
+        more = "" if right is None else f", {right:.4f} of them right"
+        lines.append(f"answers {found['share']:.1%} of {name} texts (from {bound:.4g} on){more}")
+    return lines
 
 
 def _what(part: dict[str, Any]) -> str:

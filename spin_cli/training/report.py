@@ -76,6 +76,8 @@ def measure(
     }
     if head.abstain_below is not None:
         report["answered"] = {name: head.answered(y[name], probs) for name, probs in spin.items()}
+    if target := _target(report, head, inputs):
+        report["target"] = target
     _compare(report, spin, rivals, y, inputs, head.limits, found.evidence.what)
     return report
 
@@ -106,6 +108,32 @@ def _calibration(
         raw = scaling.undo(spin["test"])
         entry["ece_before"]["test"] = metrics.calibration_error(y["test"], raw)
     return entry
+
+
+def _target(report: dict[str, Any], head: Head, inputs: Inputs) -> dict[str, Any] | None:
+    """What came of a target precision or recall, on the rows it was chosen by and on test."""
+    config = inputs.config
+    wanted = {"precision": config.target_precision, "recall": config.target_recall}
+    asked = {name: value for name, value in wanted.items() if value is not None}
+    if not asked:
+        return None
+    label = config.positive_label or inputs.classes[1]
+    limits, at = head.limits, inputs.classes.index(label)
+    if isinstance(limits, np.ndarray):
+        threshold = float(limits[at])
+    else:
+        above = 0.5 if limits is None else limits  # of the second class
+        threshold = above if at == 1 else 1.0 - above
+    return {
+        "label": label,
+        **asked,
+        "threshold": threshold,
+        "reached": {
+            name: {key: report["spin"][name]["per_class"][label][key] for key in wanted}
+            for name in (report["judged_on"]["what"], "test")
+            if name in report["spin"]
+        },
+    }
 
 
 def _compare(
