@@ -44,6 +44,7 @@ def inputs(tmp_path):
         features=tuple(features), layers=("layer_01", "layer_02", "layer_03"), codes=codes,
         rows=dict(zip(("train", "val", "test"), places, strict=True)), dtype=StorageDtype.FLOAT32,
         metric=Metric.MACRO_F1, config=TrainConfig(cv=FOLDS), selecting=SelectConfig(),
+        deepest=2,
     )  # fmt: skip
     vars(made).update(texts=texts, groups=None)
     return made
