@@ -175,5 +175,8 @@ def test_what_is_no_number_is_null_in_json(tmp_path, capsys):
     assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == plain
     terminal.print_json(value)
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == plain
-    (tmp_path / "old.json").write_text('{"a": NaN, "b": [1.5, Infinity, [-Infinity]]}')
-    assert artifacts.read_json(tmp_path / "old.json") == plain
+    assert artifacts.read_json(tmp_path / "a.json") == plain
+    for word in ("NaN", "Infinity", "-Infinity"):
+        (tmp_path / "b.json").write_text(f'{{"a": [{word}]}}')
+        with pytest.raises(ArtifactError, match=f"not valid JSON .{word}"):
+            artifacts.read_json(tmp_path / "b.json")

@@ -19,7 +19,7 @@ from spin_cli.choices import Format
 from spin_cli.config import DataConfig
 from spin_cli.dataset import scan
 from spin_cli.dataset.splits import pick_val, sort_labels
-from spin_cli.errors import DataError, SpinError, UsageError
+from spin_cli.errors import DataError, ModelError, SpinError, UsageError
 
 CONFIG = DataConfig()
 
@@ -316,9 +316,10 @@ def test_saved_dataset_needs_the_library(tmp_path, monkeypatch):
     for name in ("dataset_info.json", "state.json"):
         (tmp_path / name).write_text("{}")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    error = fail(tmp_path, CONFIG, UsageError)
-    assert str(tmp_path) in error.message
-    assert error.hint == "pip install datasets"
+    with pytest.raises(ModelError, match=str(tmp_path)) as caught:
+        scan(tmp_path, CONFIG)
+    assert caught.value.exit_code == 5
+    assert caught.value.hint == "pip install datasets"
 
 
 def test_saved_dataset(tmp_path, monkeypatch):

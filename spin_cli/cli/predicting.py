@@ -208,8 +208,8 @@ def predict(
     elif scores is not None:
         show_scores(scores, to_stderr=output is None)
         if found := scores.get("answered"):
-            share, right = found["share"], found["accuracy"]
-            say(f"answers {share:.1%} of {scores['rows']:,} texts, {right:.4f} of them right")
+            right = "" if found["accuracy"] is None else f", {found['accuracy']:.4f} of them right"
+            say(f"answers {found['share']:.1%} of {scores['rows']:,} texts{right}")
     if run.errors:
         rows = "1 bad row was" if run.errors == 1 else f"{run.errors:,} bad rows were"
         say(f"note: {rows} skipped, first {run.first_error}")

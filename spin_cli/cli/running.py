@@ -156,7 +156,11 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
         "log_loss": "log loss",
     }
     rows = [
-        [name, f"{scores[key]:.4f}", *[f"{end:.4f}" for end in scores["intervals"].get(key, ())]]
+        [name, f"{scores[key]:.4f}"]
+        + [
+            "–" if end is None else f"{end:.4f}"
+            for end in scores["intervals"].get(key) or (None, None)
+        ]
         for key, name in named.items()
         if scores.get(key) is not None
     ]

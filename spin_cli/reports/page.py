@@ -173,10 +173,9 @@ def _decisions(run: Run) -> list[list[Any]]:
         text = f"below a probability of {head.abstain_below:.3f}"
         found = run.metrics.get("answered", {}).get(run.unseen)
         if found is not None:
-            text += (
-                f": answers {found['share']:.1%} of the {run.unseen} rows,"
-                f" {found['accuracy']:.3f} of them right"
-            )
+            text += f": answers {found['share']:.1%} of the {run.unseen} rows"
+            if found["accuracy"] is not None:
+                text += f", {found['accuracy']:.3f} of them right"
         rows.append(["abstains", text])
     return rows
 
