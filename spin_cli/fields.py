@@ -107,19 +107,24 @@ def _fields(value: Any, path: Path, place: str = "") -> Any:
 
 
 def _refuse(constant: str) -> None:
-    """Python's JSON has numbers that are none, and spin writes none of them."""
     raise ValueError(constant)
 
 
-def read_json(path: Path) -> Any:
+def _none(_: str) -> None:
+    """What a number that is none is read as."""
+
+
+def read_json(path: Path, *, strict: bool = False) -> Any:
     """Read a JSON file of bounded size; `ArtifactError` where that fails.
 
-    Its objects are `Fields`: whoever reads them need not look first whether a field is there.
+    Its objects are `Fields`: whoever reads them need not look first whether a field is there. NaN
+    and infinity, which are no JSON but which Python writes, are None; refused where *strict*.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ArtifactError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not written by spin")
-        return _fields(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse), path)
+        constant = _refuse if strict else _none
+        return _fields(json.loads(path.read_text(encoding="utf-8"), parse_constant=constant), path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:

@@ -32,7 +32,7 @@ class Range:
         ----------
         name : what the value is called in the error, as ``--seed`` or ``seed =``
         """
-        many = isinstance(value, tuple)
+        many = isinstance(value, (tuple, list))
         if many and not value:
             raise UsageError(f"{name} {list(value)}: expected at least one number")
         for number in value if many else (value,):

@@ -245,7 +245,10 @@ def torchrun(data, folder, *options):
         "    from spin_cli.extraction import partial\n"
         "    store = partial.Partial.store\n"
         "    def once(self, *rest):\n"
-        "        store(self, *rest); mark.write_text('died'); os.kill(os.getpid(), 9)\n"
+        "        store(self, *rest)\n"
+        "        while not any((self.folder / partial.WINDOWS).read_bytes()):  # rank 0 has some\n"
+        "            time.sleep(0.01)\n"
+        "        mark.write_text('died'); os.kill(os.getpid(), 9)\n"
         "    partial.Partial.store = once\n"
         "small_windows.run(data, folder)\n"
     )

@@ -158,6 +158,7 @@ EMPTY = config.ExtractConfig(config.DataConfig(), config.ModelConfig(MODEL, batc
         (lambda: select(NOWHERE, NOWHERE, config.SelectConfig(tol=math.nan)), "select.tol nan"),
         (lambda: train(NOWHERE, NOWHERE, config.TrainConfig(workers=-1)), "--workers -1"),
         (lambda: ablate(NOWHERE, None, config.AblateConfig(etas=())), "--eta "),
+        (lambda: train(NOWHERE, NOWHERE, config.TrainConfig(etas=[0.5, 2])), "--eta "),
         (lambda: open_predictor(NOWHERE, config.PredictConfig(threshold=math.nan)), "--threshold "),
         (lambda: next(predict(None, [], config.PredictConfig(top=0))), "--top 0"),
         (lambda: next(prefixes.trace(None, [], config.PredictConfig(top=0))), "--top 0"),

@@ -335,7 +335,7 @@ def test_two_processes_give_the_bytes_of_one(source, plain, out):
 
 @pytest.mark.slow
 def test_killed_processes_leave_nothing_under_the_final_name(source, plain, out):
-    process = launch(source, out, "--bootstrap", "100000")
+    process = launch(source, out, "--bootstrap", "10000")
     deadline = time.time() + PATIENCE
     while not out.with_name(out.name + ".ranks").exists() and time.time() < deadline:
         time.sleep(0.05)

@@ -80,7 +80,7 @@ def load_head(folder: Path) -> Head:
     ArtifactError
         Anything is missing, of the wrong type, shape or range, or not finite.
     """
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, strict=True)
     try:
         entries = config["features"]
         if not isinstance(entries, list) or not 0 < len(entries) <= MAX_FEATURES:

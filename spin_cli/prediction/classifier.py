@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from spin_cli import heap
 from spin_cli.backbone import Encoded
 from spin_cli.choices import Dtype
 from spin_cli.config import PredictConfig
@@ -20,7 +19,6 @@ from spin_cli.errors import DataError
 from spin_cli.prediction.predictor import Predictor, open_predictor
 from spin_cli.prediction.stream import Prediction, classify_rows, fixed_windows
 
-LOADED = ("predictor_", "tidy_")
 _LOADING = threading.Lock()
 """Held while one that was pickled is loaded: threads that share it are not each to load a model."""
 
@@ -124,7 +122,6 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         predictor = open_predictor(Path(self.head), config)
         self.classes_ = np.array(predictor.head.classes)
         self.multilabel_ = predictor.head.multi_label
-        self.tidy_ = heap.watch()
         self.predictor_ = predictor  # last: by it other threads know that all is there
         return self
 
@@ -193,21 +190,20 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             rows = [Row(str(at), texts[at], None, at, None, _place(at)) for at in window]
             encoded = predictor.encode([row.text for row in rows], [row.place for row in rows])
             yield rows, encoded
-            # Of `heap`, this alone changes no setting of the process, which is another program's.
-            self.tidy_(sum(each.n_tokens for each in encoded))
 
     def _loaded(self) -> Predictor:
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self, "classes_")
-        with _LOADING:
-            if not hasattr(self, "predictor_"):  # it was pickled, without
-                self.fit()
+        if not hasattr(self, "predictor_"):  # it was pickled, without
+            with _LOADING:
+                if not hasattr(self, "predictor_"):
+                    self.fit()
         return self.predictor_
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot be pickled, and is loaded again: the model, as hooked as it is."""
-        return {key: value for key, value in vars(self).items() if key not in LOADED}
+        return {key: value for key, value in vars(self).items() if key != "predictor_"}
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may expect: texts in, nothing to be fitted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spin_cli import artifacts, backbone
+from spin_cli import artifacts, backbone, heap
 from spin_cli.backbone import Backbone, Encoded
 from spin_cli.backbone.partial import depth_for, narrow
 from spin_cli.choices import Dtype, Pooling, Site
@@ -41,6 +41,11 @@ class Predictor:
     model: Backbone
     narrowed: NDArray[np.int32] | None = None
     """The neurons that the last block's FFN was narrowed to; None: it gives all."""
+
+    @cached_property
+    def tidy(self) -> Callable[[int], None]:
+        """Hands free memory back; of `heap` this alone sets nothing in the process."""
+        return heap.watch()
 
     @cached_property
     def places(self) -> dict[tuple[str, Site, Pooling], Place]:
@@ -86,6 +91,7 @@ class Predictor:
             values[rows, place.columns] = vectors[:, place.picked]
 
         backbone.gather(self.model, encoded, self.wanted, store)
+        self.tidy(sum(each.n_tokens for each in encoded))
         return values
 
     def rounded(

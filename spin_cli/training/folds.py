@@ -35,11 +35,11 @@ def fold_rows(
     """
     groups = np.arange(len(codes)) if groups is None else groups
     groups = _parted(groups, too_large(groups, folds))
-    while True:
+    while True:  # to the end where no two rows are of one group
         deal = _fold_labels if codes.ndim == 2 else _fold_classes
         fold = deal(codes, folds, seed, groups)
-        torn = _of_one_fold(codes, fold) & (_sizes(groups) > 1)
-        if not torn.any():
+        together = _sizes(groups) > 1
+        if not together.any() or not (torn := together & _of_one_fold(codes, fold)).any():
             return fold
         groups = _parted(groups, np.isin(groups, groups[torn]))
 
