@@ -42,6 +42,7 @@ def measure(
         spin["test"] = head.probabilities(found.best.gather(tester))
     y[found.evidence.what] = found.evidence.codes
     rivals = find_rivals(reader, tester, inputs, found, notes)
+    limits = {"spin": head.limits} | {name: threshold_of(r, inputs) for name, r in rivals.items()}
     scores = {
         name: metrics.evaluate(y[name], probs, inputs.classes, head.limits)
         for name, probs in spin.items()
@@ -69,7 +70,7 @@ def measure(
         "rows": {name: len(index) for name, index in inputs.rows.items()},
         "spin": scores,
         "calibration": _calibration(found, spin, y, scaling, inputs),
-        **{name: rival_scores(rival, inputs, y) for name, rival in rivals.items()},
+        **{name: rival_scores(rival, limits[name], inputs, y) for name, rival in rivals.items()},
         "candidates": list_candidates(found, inputs),
         "frontier": list_frontier(found, inputs),
         "notes": notes,
@@ -78,7 +79,7 @@ def measure(
         report["answered"] = {name: head.answered(y[name], probs) for name, probs in spin.items()}
     if target := _target(report, head, inputs):
         report["target"] = target
-    _compare(report, spin, rivals, y, inputs, head.limits, found.evidence.what)
+    _compare(report, spin, rivals, y, inputs, limits, found.evidence.what)
     return report
 
 
@@ -142,7 +143,7 @@ def _compare(
     rivals: dict[str, Rival],
     y: dict[str, NDArray[np.int64]],
     inputs: Inputs,
-    threshold: metrics.Threshold,
+    limits: dict[str, metrics.Threshold],
     chosen_by: str,
 ) -> None:
     """Add intervals to every test score, and the tests against the best rival.
@@ -156,9 +157,8 @@ def _compare(
     if len(true) < MIN_RESAMPLED:
         return
     rows = metrics.resamples(len(true), RESAMPLES)
-    said = {"spin": metrics.decide(spin[split], threshold)}
-    for name, rival in rivals.items():
-        said[name] = metrics.decide(rival.probs[split], threshold_of(rival, inputs))
+    probs = {"spin": spin[split]} | {name: rival.probs[split] for name, rival in rivals.items()}
+    said = {name: metrics.decide(found, limits[name]) for name, found in probs.items()}
     known = {
         name: score(inputs.metric, y[chosen_by], r.probs[chosen_by]) for name, r in rivals.items()
     }

@@ -31,6 +31,8 @@ from spin_cli.workers import side_by_side
 
 Probs = NDArray[np.float64]
 Rows = NDArray[np.intp]
+Held = Sequence[Rows]
+"""The rows of each fold, as places among `Inputs.search_rows`; none: val rows are judged by."""
 Judged = tuple[int, Probs]
 """The place of the strength chosen, and the probabilities of the rows that it was chosen by."""
 
@@ -56,15 +58,19 @@ def find_rivals(
     found : the head, by whose rows they are chosen and fitted
     """
     last, best = last_layers(inputs), best_layers(reader)
-    crossed = found.evidence.what == OUT_OF_FOLD
+    held: Held = []
+    if found.evidence.what == OUT_OF_FOLD:
+        folds, split = fold_count(inputs), inputs.split
+        fold = fold_rows(split.codes, folds, inputs.config.seed, inputs.groups)
+        held = [rows for k in range(folds) if len(rows := np.flatnonzero(fold == k))]
     by_words: list[Rival | str] = []
     judged: dict[Feature, Judged] = {}
 
     def one(feature: Feature | None) -> None:
         if feature is None:
-            by_words.append(words(inputs, crossed, found.refit))
+            by_words.append(words(inputs, held, found.refit))
         else:
-            judged[feature] = judge_layer(reader.whole(feature), inputs, crossed)
+            judged[feature] = judge_layer(reader.whole(feature), inputs, held)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="sklearn")  # TF-IDF a little short of its optimum
@@ -82,7 +88,7 @@ def find_rivals(
     return rivals | {"tfidf": tfidf}
 
 
-def cross_fit(inputs: Inputs, fit: Callable[[Rows, Rows], Sequence[Probs]]) -> list[Probs]:
+def cross_fit(held: Held, fit: Callable[[Rows, Rows], Sequence[Probs]]) -> list[Probs]:
     """Out-of-fold probabilities (N, n_classes) of train and val rows, for each strength.
 
     Parameters
@@ -90,12 +96,9 @@ def cross_fit(inputs: Inputs, fit: Callable[[Rows, Rows], Sequence[Probs]]) -> l
     fit : of the rows to fit to and those held out; the probabilities of the latter by falling
         strengths, of which the last may be left out
     """
-    split = inputs.split
-    folds = fold_count(inputs)
-    fold = fold_rows(split.codes, folds, inputs.config.seed, inputs.groups)
-    held = [np.flatnonzero(fold == k) for k in range(folds)]
-    fits = [fit(np.flatnonzero(fold != k), held[k]) for k in range(folds) if len(held[k])]
-    back = np.argsort(np.concatenate(held))
+    every = np.concatenate(held)
+    back = np.argsort(every)
+    fits = [fit(np.setdiff1d(every, rows), rows) for rows in held]
     return [np.concatenate(parts)[back] for parts in zip(*fits, strict=False)]
 
 
@@ -114,7 +117,7 @@ def rows_to_fit(inputs: Inputs, refit: bool) -> Rows:
     return np.arange(len(split.codes)) if refit else split.train
 
 
-def words(inputs: Inputs, crossed: bool, refit: bool) -> Rival | str:
+def words(inputs: Inputs, held: Held, refit: bool) -> Rival | str:
     """TF-IDF with logistic regression; or why it cannot be had."""
     texts, codes, n_classes = inputs.texts, inputs.codes, len(inputs.classes)
     if isinstance(texts, str):
@@ -125,10 +128,10 @@ def words(inputs: Inputs, crossed: bool, refit: bool) -> Rival | str:
         return list(baselines.by_words(texts, codes, rows[inside], rows[outside], n_classes))
 
     try:
-        tried = cross_fit(inputs, fit) if crossed else fit(split.train, split.val)
-        y = split.codes if crossed else split.codes[split.val]
+        tried = cross_fit(held, fit) if held else fit(split.train, split.val)
+        y = split.codes if held else split.codes[split.val]
         at = int(np.argmin([metrics.log_loss(y, each) for each in tried]))
-        probs = by_rows(tried[at], inputs, crossed)
+        probs = by_rows(tried[at], inputs, bool(held))
         if len(test := inputs.rows["test"]):
             fitted = rows[rows_to_fit(inputs, refit)]
             strength = baselines.STRENGTHS[at : at + 1]
@@ -152,10 +155,10 @@ def best_layers(reader: Reader) -> list[Feature]:
     return [item.feature for item in ranked[:3]]
 
 
-def judge_layer(values: NDArray[Any], inputs: Inputs, crossed: bool) -> Judged:
+def judge_layer(values: NDArray[Any], inputs: Inputs, held: Held) -> Judged:
     """Choose the strength of ridge logistic regression on all neurons of one matrix."""
     split = inputs.split
-    if not crossed:
+    if not held:
         fitted = fit_columns(values, split)
         return STRENGTHS.index(fitted.strength), fitted.val_probs
 
@@ -164,7 +167,7 @@ def judge_layer(values: NDArray[Any], inputs: Inputs, crossed: bool) -> Judged:
         walked = walk_strengths(values, part, STRENGTHS, patience=PATIENCE)
         return [fitted.val_probs for fitted in walked]
 
-    tried = cross_fit(inputs, fit)
+    tried = cross_fit(held, fit)
     at = strongest([metrics.row_losses(split.codes, each) for each in tried])
     return at, tried[at]
 
@@ -212,9 +215,10 @@ def threshold_of(rival: Rival, inputs: Inputs) -> metrics.Threshold:
     return metrics.tuned_threshold(inputs.metric, y, probs) if len(y) >= MIN_ROWS else None
 
 
-def rival_scores(rival: Rival, inputs: Inputs, y: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
+def rival_scores(
+    rival: Rival, threshold: metrics.Threshold, inputs: Inputs, y: dict[str, NDArray[np.int64]]
+) -> dict[str, Any]:
     """What ``metrics.json`` says of a rival: what it is, its threshold, and scores by split."""
-    threshold = threshold_of(rival, inputs)
     scores = {
         name: metrics.evaluate(y[name], probs, inputs.classes, threshold)
         for name, probs in rival.probs.items()
