@@ -116,9 +116,10 @@ def check_vacant(folder: Path, *, force: bool, how: str = WITH_O) -> None:
 
 
 def check_free(path: Path, *, force: bool) -> None:
-    """Refuse to write a file over another unless *force* is set, and over a folder at all."""
-    if path.is_dir():
-        raise ArtifactError(f"{path}: is a folder, where a file was expected", "Name a file.")
+    """Refuse to write a file over another unless *force* is set, over aught else at all."""
+    if path.exists() and not path.is_file():
+        what = "folder" if path.is_dir() else "device or a pipe"
+        raise ArtifactError(f"{path}: is a {what}, where a file was expected", "Name a file.")
     if path.exists() and not force:
         raise ArtifactError(f"{path}: exists already", "Give --force to replace it.")
 

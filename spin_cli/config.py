@@ -227,6 +227,8 @@ class PredictConfig:
     on_error: OnError = OnError.STOP
     threshold: float | None = ranged(None, SHARE)
     """Abstain from answers of a lower probability; None: as the head was trained."""
+    decision_thresholds: Mapping[str, float] | None = None
+    """Probabilities from which classes are given, see `Head.deciding_at`; None: as trained."""
     top: int | None = ranged(None, POSITIVE)
     """Show only so many classes, the likeliest."""
     explain: int = ranged(0, COUNT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import io
 import json
@@ -16,7 +17,7 @@ import pytest
 
 from spin_cli.choices import Format
 from spin_cli.config import MAX_TEXT_CHARS
-from spin_cli.dataset import BadRow, Row, detect_format, read_items, read_rows
+from spin_cli.dataset import BadRow, Row, column_text, detect_format, read_items, read_rows
 from spin_cli.errors import DataError, ModelError, SpinError, UsageError
 
 pa = pytest.importorskip("pyarrow")
@@ -257,15 +258,31 @@ def test_id_column(tmp_path):
         next(rows)
 
 
-def test_keep_columns_as_strings(tmp_path):
+def test_kept_columns_keep_their_types(tmp_path):
     line = '{"text": "a", "n": 1, "f": 0.5, "none": null, "deep": {"é": [true]}, "s": "x"}'
     (row,) = read_rows(write(tmp_path / "x.jsonl", line), keep_columns=True)
-    expected = {"text": "a", "n": "1", "f": "0.5", "none": "", "deep": '{"é": [true]}', "s": "x"}
-    assert row.columns == expected
-    table = pa.table({"text": ["a"], "n": [1], "none": pa.array([None], pa.int8()), "l": [[1, 2]]})
+    assert row.columns == json.loads(line)
+    assert [column_text(value) for value in (row.columns or {}).values()] == [
+        "a", "1", "0.5", "", '{"é": [true]}', "x",
+    ]  # fmt: skip
+    day = datetime.date(2024, 5, 1)
+    table = pa.table({
+        "text": ["a"], "n": [1], "b": [True], "none": pa.array([None], pa.int8()), "l": [[1, 2]],
+        "day": [day], "days": [[day]], "nan": [float("nan")],
+    })  # fmt: skip
     pq.write_table(table, tmp_path / "x.parquet")
     (row,) = read_rows(tmp_path / "x.parquet", keep_columns=True)
-    assert row.columns == {"text": "a", "n": "1", "none": "", "l": "[1, 2]"}
+    assert row.columns == {
+        "text": "a", "n": 1, "b": True, "none": None, "l": [1, 2], "day": "2024-05-01",
+        "days": '["2024-05-01"]', "nan": "nan",
+    }  # fmt: skip
+    json.dumps(row.columns, allow_nan=False)
+
+
+def test_a_kept_column_that_json_cannot_say_is_text(tmp_path):
+    path = write(tmp_path / "x.jsonl", '{"text": "a", "p": NaN, "q": [Infinity]}')
+    (row,) = read_rows(path, keep_columns=True)
+    assert row.columns == {"text": "a", "p": "nan", "q": "[Infinity]"}
 
 
 # Texts and labels ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from spin_cli import artifacts
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import ModelConfig
-from spin_cli.errors import ArtifactError
+from spin_cli.errors import ArtifactError, UsageError
 from spin_cli.head import CONFIG, WEIGHTS, Head, HeadFeature, load_head, save_head
 
 READING = artifacts.to_plain(ModelConfig("m", max_length=8))
@@ -84,6 +84,35 @@ def test_threshold_and_abstention_look_at_the_chosen_label():
     assert not replace(head, abstain_below=None).abstains(probs).any()
     found = head.answered(np.array([0, 1, 1, 0]), probs)  # the first and the last are given
     assert found == {"share": 0.5, "accuracy": 0.5}
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("code", [0, 1])
+def test_two_classes_are_decided_at_either_ones_threshold(code, limit):
+    head = make_head(("a", "b"), threshold=0.3)
+    p = np.array([limit, 0.1, 0.2, 0.3, 0.5, 0.69, 0.71, 0.9])
+    probs = np.stack([p, 1 - p], 1) if code == 0 else np.stack([1 - p, p], 1)
+    moved = head.deciding_at({"ab"[code]: limit})
+    said = ["ab"[k] == "ab"[code] for k in moved.decide(probs)]
+    assert said == [x >= limit for x in probs[:, code]]
+    assert moved.limit(code) == pytest.approx(limit, abs=1e-15)
+    assert moved.limit(1 - code) == pytest.approx(1 - limit, abs=1e-15)
+    values = np.ones((1, 3), np.float32)
+    np.testing.assert_array_equal(moved.probabilities(values), head.probabilities(values))
+
+
+def test_a_decision_threshold_that_has_no_meaning_is_refused():
+    two, three = make_head(("a", "b")), make_head()
+    assert two.limit(0) is two.limit(1) is three.limit(2) is None
+    for head, limits, words in (
+        (three, {"a": 0.5}, "of 3 classes the likeliest is given"),
+        (two, {"c": 0.5}, "no class 'c'; there are a, b"),
+        (two, {"a": 0.5, "b": 0.5}, "that of one of them"),
+        (two, {"b": 1.5}, "decision threshold b = 1.5: expected from 0 to 1"),
+        (two, {"b": float("nan")}, "expected from 0 to 1"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            head.deciding_at(limits)
 
 
 def test_hidden_units_that_do_not_fit_are_refused(tmp_path):

@@ -343,6 +343,9 @@ def test_a_head_of_labels_comes_back_and_decides_label_by_label(tmp_path):
     np.testing.assert_allclose(probs, 1 / (1 + np.exp(-z)))
     np.testing.assert_array_equal(loaded.decide(probs), (probs >= [0.3, 0.6]).astype(int))
     assert loaded.names(np.array([1, 0])) == ["a"] and loaded.names(np.array([0, 0])) == []
+    moved = loaded.deciding_at({"b": 0.2})
+    np.testing.assert_array_equal(moved.decide(probs), (probs >= [0.3, 0.2]).astype(int))
+    assert (moved.limit(0), moved.limit(1), loaded.limit(1)) == (0.3, 0.2, 0.6)
     save_head(tmp_path, make_head())
     assert not {"multi_label", "thresholds"} & set(json.loads((tmp_path / CONFIG).read_text()))
 
@@ -550,6 +553,10 @@ def test_predictions_are_scored_and_resumed(run, spin, tmp_path):
         "predict", run / "head", other, "--evaluate", "--label-separator", ";", "--threshold", "0.9"
     )
     assert done.code == 0 and "2 rows: " in done.err
+    for limit in (0, 1):
+        done = spin("predict", run / "head", source, "--decision-threshold", f"meal={limit}")
+        rows = json_lines(done.out)
+        assert all(("meal" in row["label"]) == (row["probs"]["meal"] >= limit) for row in rows)
     wrong = write_csv(tmp_path / "wrong.csv", [("One.", "meal|soup")])
     done = spin("predict", run / "head", wrong, "--evaluate")
     assert done.code == 3 and "line 2: label 'soup' is none of" in done.err

@@ -305,6 +305,57 @@ def test_evaluation_tells_what_is_answered_where_some_is_not(spin, head, labelle
         assert said in spin("predict", folder, labelled, "--evaluate", *options).err
 
 
+@pytest.mark.parametrize("name", ["bad", "good"])
+def test_another_decision_threshold_changes_labels_alone(spin, head, labelled, name):
+    plain = json_lines(spin("predict", head, labelled).out)
+    limit = float(np.quantile([row["probs"][name] for row in plain], 0.3)) + 1e-5
+    option = ("--decision-threshold", f"{name}={limit}")
+    found = json_lines(spin("predict", head, labelled, *option, "--evaluate").out)
+    assert [row["probs"] for row in found] == [row["probs"] for row in plain]
+    assert [row["label"] == name for row in found] == [r["probs"][name] >= limit for r in plain]
+    assert all(row["prob"] == row["probs"][row["label"]] for row in found)
+    assert {row["label"] for row in found} == {"bad", "good"}
+    texts = [row["text"] for row in csv.DictReader(labelled.open(encoding="utf-8", newline=""))]
+    clf = Classifier.load(head, decision_thresholds={name: limit})
+    assert clf.predict(texts).tolist() == [row["label"] for row in found]
+
+
+def test_evaluation_tells_thresholds_that_do_what_it_says(spin, head, tmp_path):
+    rows = sentences() * 3
+    rows = [(text, "bad" if i % 9 == 0 else label) for i, (text, label) in enumerate(rows)]
+    source = write_csv(tmp_path / "in.csv", rows)
+    args = ("predict", head, source, "--evaluate", "-o", tmp_path / "o", "--force")
+    points = json.loads(spin(*args, "--json").out)["metrics"]["operating_points"]
+    assert set(points) == {"bad", "good"}
+    assert "Operating points" in spin(*args).out
+    for name, found in points.items():
+        assert [point["max_false_positive_rate"] for point in found] == [0.01, 0.05][-len(found) :]
+        for point in found:
+            again = spin(*args, "--json", "--decision-threshold", f"{name}={point['threshold']}")
+            scores = json.loads(again.out)["metrics"]
+            own = scores["per_class"][name]
+            assert own["recall"] == pytest.approx(point["recall"])
+            assert own["precision"] == pytest.approx(point["precision"] or 0.0)
+            assert scores["operating_points"] == points  # of all thresholds, not of this one
+            assert point["false_positive_rate"] <= point["max_false_positive_rate"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("good", "expected a class and a probability"),
+        ("=0.5", "expected a class and a probability"),
+        ("good=much", "expected a class and a probability"),
+        ("good=1.5", "--decision-threshold good = 1.5: expected from 0 to 1"),
+        ("fine=0.5", "no class 'fine'; there are bad, good"),
+    ],
+)
+def test_a_decision_threshold_is_understood_or_refused(spin, head, text, words):
+    done = spin("predict", head, "-", "--decision-threshold", text, stdin=b"A film.")
+    assert (done.code, done.out) == (2, "")
+    assert words in " ".join(done.err.split())
+
+
 def test_scores_are_those_of_the_exact_probabilities(spin, head, labelled, tmp_path):
     """As `train` makes them: a head so sure of itself that six digits write 0 and 1."""
     sure = Path(shutil.copytree(head, tmp_path / "sure"))

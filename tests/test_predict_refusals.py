@@ -52,6 +52,33 @@ def change_head(folder: Path, **changes: object) -> None:
     artifacts.write_manifest(folder, "head", manifest)
 
 
+# -- where predictions cannot go -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_stdout_has_names(spin, head, source, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    plain = spin("predict", head, source, "--on-error", "skip")
+    named = spin("predict", head, source, "--on-error", "skip", "-o", name)
+    assert (named.code, named.out) == (0, plain.out)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+@pytest.mark.parametrize("option", [(), ("--force",), ("--resume",)])
+def test_no_file_takes_the_place_of_what_is_none(spin, head, source, tmp_path, kind, option):
+    place = Path("/dev/null") if kind == "device" else tmp_path / "out"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    mode = place.stat().st_mode
+    done = spin("predict", head, source, "-o", place, *option)
+    assert (done.code, done.out) == (4, "")
+    assert "where a file was expected" in done.err
+    assert place.stat().st_mode == mode
+
+
 # -- going on with other options -------------------------------------------------------------
 
 
@@ -65,6 +92,8 @@ def change_head(folder: Path, **changes: object) -> None:
         (("--threshold", "0.7"), (), "--threshold was given, and is not given now"),
         (("--threshold", "0"), ("--threshold", "1"), "--threshold was another"),
         (("--threshold", "1"), ("--threshold", "0"), "--threshold was another"),
+        ((), ("--decision-threshold", "bad=0.999"), "--decision-threshold was another"),
+        (("--decision-threshold", "good=0.001"), (), "--decision-threshold was another"),
         ((), ("--explain", "2"), "--explain was not given, and is 2 now"),
         (("--explain", "2"), ("--explain", "3"), "--explain was 2, and is 3 now"),
         (("--explain", "5"), ("--explain-tokens",), "--explain-tokens was not given"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spin_cli.choices import SITE_NAMES, Bits, sites_of
 from spin_cli.errors import UsageError
-from spin_cli.ranges import ETA
+from spin_cli.ranges import ETA, SHARE
 
 Choice = TypeVar("Choice", bound=Enum)
 
@@ -44,6 +45,24 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} {text}: expected numbers with commas between") from error
     ETA.check(option, values)
     return values
+
+
+def decision_thresholds(texts: Sequence[str]) -> dict[str, float]:
+    """Probabilities by class, from some ``CLASS=PROBABILITY``."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            limit = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UsageError(
+                f"--decision-threshold {text}: expected a class and a probability, as spam=0.9"
+            )
+        SHARE.check(f"--decision-threshold {name} =", limit)
+        found[name] = limit
+    return found
 
 
 def read_template(path: Path | None) -> str | None:

@@ -12,7 +12,7 @@ import typer
 from spin_cli.atomic import check_free
 from spin_cli.choices import Dtype, Format, OnError, OutputFormat
 from spin_cli.cli import options as o
-from spin_cli.cli.parsing import read_map
+from spin_cli.cli.parsing import decision_thresholds, read_map
 from spin_cli.cli.running import Run, show_scores
 from spin_cli.cli.terminal import print_json, say
 from spin_cli.cli.writing import partial_path
@@ -22,6 +22,8 @@ from spin_cli.ranges import Range
 from spin_cli.ranks import Ranks, current
 
 OUTPUT, REASONS, CHECKS = "Output", "Reasons", "Checks"
+STDOUT = ("-", "/dev/stdout")
+"""Names of stdout, where no file could take their place."""
 
 
 def predict(
@@ -68,6 +70,16 @@ def predict(
             "threshold",
             rich_help_panel=OUTPUT,
             help="Mark answers of a lower probability as abstained [default: as trained].",
+        ),
+    ] = None,
+    decision_threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decision-threshold",
+            metavar="CLASS=PROB",
+            rich_help_panel=OUTPUT,
+            help="Answer CLASS from this probability on: one of two classes, or any labels"
+            " (repeatable) [default: as trained].",
         ),
     ] = None,
     resume: Annotated[
@@ -174,6 +186,7 @@ def predict(
     """  # fmt: skip
     from spin_cli.dataset.formats import output_format as named_format
 
+    output = None if str(output) in STDOUT else output
     wanted = output_format or (OutputFormat.JSONL if stream_tokens else None)
     config = PredictConfig(
         text_column=text_column, label_column=label_column, id_column=id_column, format=format,
@@ -183,6 +196,7 @@ def predict(
         batch_tokens=batch_tokens, evaluate=evaluate, label_separator=label_separator,
         output=output, keep_columns=keep_columns,
         on_error=on_error, threshold=threshold, top=top,
+        decision_thresholds=decision_thresholds(decision_threshold or ()),
         explain=explain or (5 if explain_tokens else 0), explain_tokens=explain_tokens, watch=watch,
     )  # fmt: skip
     ranks = current()
@@ -256,10 +270,9 @@ def _check_output(
         raise UsageError("several processes read a file, and cannot --resume")
     if source != "-" and output.resolve() == Path(source).resolve():
         raise UsageError(f"{output}: is the input; name another file with -o")
-    if resume or force or not ranks.first:
-        return
-    check_free(output, force=False)
-    if partial_path(output).exists():
+    free = resume or force or not ranks.first
+    check_free(output, force=free)
+    if not free and partial_path(output).exists():
         go_on = "--resume to go on from there, or " if resumable else ""
         raise ArtifactError(
             f"{partial_path(output)}: an interrupted run left it",

@@ -187,6 +187,18 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
                 for name, row in zip(names, scores["confusion"], strict=True)
             ],
         )
+    if "operating_points" in scores:
+        print_table(
+            "Operating points (for --decision-threshold)",
+            ["class", "false positives", "threshold", "recall", "precision"],
+            [
+                [name, f"{p['false_positive_rate']:.2%} of {p['max_false_positive_rate']:.1%}",
+                 str(p["threshold"]), f"{p['recall']:.4f}",
+                 "–" if p["precision"] is None else f"{p['precision']:.4f}"]
+                for name, points in scores["operating_points"].items()
+                for p in points
+            ],
+        )  # fmt: skip
     print_table(
         f"Reliability (expected calibration error {scores['ece']:.4f})",
         ["probability", "rows", "stated", "right"],

@@ -71,6 +71,8 @@ class Style:
 
     def row(self, found: Prediction) -> dict[str, Any]:
         """A prediction as one row of a table."""
+        from spin_cli.dataset import column_text
+
         record = self.record(found)
         if isinstance(found.label, list) and self.config.output_format is not OutputFormat.PARQUET:
             record["label"] = str(self.separator).join(found.label)
@@ -83,7 +85,9 @@ class Style:
         if "why" in record:
             record["why"] = json.dumps(record["why"], ensure_ascii=False)
         names = self.names([])
-        return record | {_input_name(name, names): value for name, value in columns.items()}
+        return record | {
+            _input_name(name, names): column_text(value) for name, value in columns.items()
+        }
 
     def shown(self, found: Prediction) -> list[tuple[str, float]]:
         """The ``top`` likeliest classes, the likeliest first; or all, in their order."""

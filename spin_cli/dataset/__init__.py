@@ -4,7 +4,7 @@ The one outside world here is text files: formats, encodings, broken quotes, spl
 that is wrong with an input is a :class:`~spin_cli.errors.DataError` that names file and line.
 """
 
-from spin_cli.dataset.cells import Row, text_fault
+from spin_cli.dataset.cells import Row, column_text, text_fault
 from spin_cli.dataset.collection import Dataset, Source, hash_sources, places, reread, scan
 from spin_cli.dataset.folder import find_sources
 from spin_cli.dataset.formats import detect_format
@@ -19,6 +19,7 @@ __all__ = [
     "Dataset",
     "Row",
     "Source",
+    "column_text",
     "detect_format",
     "find_sources",
     "hash_sources",

@@ -111,7 +111,7 @@ def _batch_records(
             row += 1
             columns = None
             if wanted.keep_columns:
-                columns = {key: _show(column[at]) for key, column in values.items()}
+                columns = {key: column[at] for key, column in values.items()}
             yield row, *item, columns
 
 
@@ -128,14 +128,6 @@ def _to_value(value: Any) -> object:
         return value.as_py()
     except UnicodeDecodeError:
         return value.as_buffer().to_pybytes()
-
-
-def _show(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (bool, list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return "" if value is None else str(value)
 
 
 def _class_names(schema: Any, column: str) -> list[str] | None:

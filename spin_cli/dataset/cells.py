@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 
@@ -25,8 +26,9 @@ class Row:
     """Without surrounding white space. With a separator any number of names: `split_labels`."""
     line: int
     """1-based line on which the row starts; for Parquet the 1-based row."""
-    columns: dict[str, str] | None
-    """All input columns, if they were asked for."""
+    columns: dict[str, object] | None
+    """All input columns, if they were asked for: values of JSON, text where the format has that
+    alone."""
     place: str = field(default="", compare=False)
     """File and line, for messages."""
 
@@ -64,10 +66,31 @@ def finish_row(record: Record, number: int, rules: Rules) -> Row:
     name = None if wanted.label is None else _finish_label(label, line, wanted.label, rules)
     key = rules.prefix + str(number) if wanted.id is None else _to_id(id_, line, rules)
     if columns is not None:
+        columns = {column: _to_column(value) for column, value in columns.items()}
         for column, value in columns.items():
-            if not value.isascii():
-                _check_text(value, line, column, rules)
+            shown = column_text(value)
+            if not shown.isascii():
+                _check_text(shown, line, column, rules)
     return Row(key, text, name, line, columns, rules.place(line))
+
+
+def column_text(value: object) -> str:
+    """A value of `Row.columns` as a cell of a table: null is empty, a list or object is JSON."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _to_column(value: object) -> object:
+    """A value as `Row.columns` holds it: what JSON cannot say (NaN, dates, bytes) as text."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        nested = isinstance(value, (list, dict))
+        return json.dumps(value, ensure_ascii=False, default=str) if nested else str(value)
+    return value
 
 
 def _finish_label(value: object, line: int, column: str, rules: Rules) -> str | None:

@@ -77,7 +77,7 @@ def _read_header(reader: Iterator[list[str]], lines: Lines) -> list[str]:
     return header
 
 
-def _name_fields(header: list[str], fields: list[str]) -> dict[str, str]:
+def _name_fields(header: list[str], fields: list[str]) -> dict[str, object]:
     pairs = zip(header, fields, strict=True)
     return {name or f"column_{at}": field for at, (name, field) in enumerate(pairs)}
 

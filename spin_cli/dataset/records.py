@@ -20,7 +20,7 @@ from spin_cli.dataset.streams import Lines
 from spin_cli.errors import DataError
 from spin_cli.names import list_names
 
-Record = tuple[int, object, object, object, "dict[str, str] | None"]
+Record = tuple[int, object, object, object, "dict[str, object] | None"]
 
 ALIKE = 0.7
 """How much a name has to be like another to be a slip of it: 'intent' is none of 'text' (0.6)."""
@@ -121,15 +121,9 @@ def json_records(lines: Lines, wanted: Wanted) -> Iterator[Record | Fault]:
         if first and wanted.require_label:
             resolve_columns(lines.name, list(item), wanted, number)
         first = False
-        columns = {k: _dump(v) for k, v in item.items()} if wanted.keep_columns else None
+        columns = item if wanted.keep_columns else None
         label_value = None if label is None else item.get(label)
         yield number, item[text], label_value, (None if id_ is None else item[id_]), columns
-
-
-def _dump(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _parse_object(line: str, name: str, number: int) -> dict[str, object] | DataError:
@@ -166,5 +160,5 @@ def line_records(lines: Lines, wanted: Wanted, *, guessed: bool) -> Iterator[Rec
             yield Fault(lines.number, fault)
             continue
         text = line.removesuffix("\n").removesuffix("\r")
-        columns = {wanted.text: text} if wanted.keep_columns else None
+        columns: dict[str, object] | None = {wanted.text: text} if wanted.keep_columns else None
         yield lines.number, text, None, None, columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics
 from spin_cli.choices import Pooling, Site, StorageDtype
+from spin_cli.errors import UsageError
+from spin_cli.ranges import SHARE
 
 CELLS = 10_000_000
 """Values of which logits are computed at once: each is held in float64."""
@@ -81,6 +83,48 @@ class Head:
     def limits(self) -> metrics.Threshold:
         """The threshold of two classes, those of labels, or none."""
         return self.threshold if self.thresholds is None else self.thresholds
+
+    def limit(self, code: int) -> float | None:
+        """Probability from which a class or label is given; None: where it is the likeliest."""
+        if self.thresholds is not None:
+            return float(self.thresholds[code])
+        if self.threshold is None:
+            return None
+        return self.threshold if code == 1 else 1.0 - self.threshold
+
+    def deciding_at(self, limits: Mapping[str, float]) -> Head:
+        """The same head with other decision thresholds; no probability changes.
+
+        Parameters
+        ----------
+        limits : mapping
+            Probabilities, from 0 to 1, from which a class is given: of one of two classes, or of
+            any labels; the other labels keep theirs.
+
+        Raises
+        ------
+        UsageError
+            There is no such class, or the likeliest of more than two is given.
+        """
+        for name, limit in limits.items():
+            if name not in self.classes:
+                raise UsageError(f"no class {name!r}; there are {', '.join(self.classes)}")
+            SHARE.check(f"decision threshold {name} =", limit)
+        codes = [self.classes.index(name) for name in limits]
+        if self.thresholds is not None:
+            changed = self.thresholds.copy()
+            changed[codes] = list(limits.values())
+            return replace(self, thresholds=changed)
+        if len(self.classes) != 2:
+            raise UsageError(
+                f"a decision threshold is for two classes, or for labels: of {len(self.classes)}"
+                " classes the likeliest is given"
+            )
+        if len(codes) != 1:
+            raise UsageError("a decision threshold of two classes is that of one of them")
+        limit = next(iter(limits.values()))
+        # The first class is given from its limit on too, the second one beyond the rest.
+        return replace(self, threshold=limit if codes == [1] else float(np.nextafter(1 - limit, 2)))
 
     @property
     def outputs(self) -> int:

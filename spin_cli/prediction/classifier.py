@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         Tokens in a batch.
     threshold : float, optional
         Abstain from answers of a lower probability, from 0 to 1; default as trained.
+    decision_thresholds : mapping, optional
+        Probabilities from which classes are given, as ``{"spam": 0.9}``: that of one of two
+        classes, or of any labels; default as trained.
     trust_remote_code, allow_pickle : bool
         Run code that the model brings; load pickled weights too. Never taken from the head.
 
@@ -77,6 +80,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         device_map: str | None = None,
         batch_tokens: int | None = None,
         threshold: float | None = None,
+        decision_thresholds: Mapping[str, float] | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
@@ -88,6 +92,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         self.device_map = device_map
         self.batch_tokens = batch_tokens
         self.threshold = threshold
+        self.decision_thresholds = decision_thresholds
         self.trust_remote_code = trust_remote_code
         self.allow_pickle = allow_pickle
 
@@ -116,6 +121,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
             device_map=self.device_map,
             batch_tokens=self.batch_tokens,
             threshold=self.threshold,
+            decision_thresholds=self.decision_thresholds,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
         )

@@ -172,6 +172,8 @@ def open_predictor(folder: Path, config: PredictConfig, *, whole: bool = False) 
     artifacts.read_manifest(folder, "head")
     head = load_head(folder)
     head = _with_separator(head, config.label_separator)
+    if config.decision_thresholds:
+        head = head.deciding_at(config.decision_thresholds)
     if config.threshold is not None:
         head = replace(head, abstain_below=config.threshold)
     options = _model_options(folder, head, config)

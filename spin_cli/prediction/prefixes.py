@@ -158,9 +158,7 @@ def trace(
     watched = watched_class(predictor, config.watch)
     limit = config.threshold
     if limit is None:
-        own = predictor.head.threshold if watched == 1 else None
-        if predictor.head.thresholds is not None:
-            own = float(predictor.head.thresholds[watched])
+        own = predictor.head.limit(watched)
         limit = DEFAULT_THRESHOLD if own is None else own
     for window in live_windows(items) if live else fixed_windows(items):
         encoded = encode_rows(predictor, window)

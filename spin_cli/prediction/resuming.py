@@ -18,7 +18,7 @@ from spin_cli.dataset import BadRow, Row, split_labels
 from spin_cli.errors import ArtifactError, DataError, UsageError
 from spin_cli.prediction.predictor import Predictor
 from spin_cli.prediction.stream import FIRST_WINDOW, WINDOW, Prediction, answer
-from spin_cli.prediction.telling import changed_options
+from spin_cli.prediction.telling import changed_options, other_decision
 
 Item = Row | BadRow
 COMPARED, TOLERANCE = 8, 0.05
@@ -78,6 +78,7 @@ def go_on(
     """
     kept, end = 0, 0
     header: list[str] = []
+    decided, at = list[str](), 0
     since: list[tuple[Item, Prediction]] = []
     latest: deque[tuple[Row, Prediction]] = deque(maxlen=COMPARED)
     for number, (record, offset) in enumerate(_records(path, config.output_format), 1):
@@ -88,6 +89,8 @@ def go_on(
             # As in `writing`, the first row that brings the input's columns settles the table's.
             header = header or names(list(item.columns or ()))
             _check_options(path, number, record, header, config, predictor)
+            if not decided:
+                decided, at = other_decision(found.label or "", found.probs, predictor.head), number
             latest.append((item, found))
         if number >= FIRST_WINDOW and (number - FIRST_WINDOW) % WINDOW == 0:
             rows, answers = zip(*since, strict=True)
@@ -95,6 +98,7 @@ def go_on(
             kept, end = number, offset
             since.clear()
     _check_same_answers(path, latest, predictor)
+    _refuse_options(path, at, decided)  # only now: of another head they say nothing
     return kept, end, chain([item for item, _ in since], items)
 
 
@@ -143,6 +147,10 @@ def _check_options(
 ) -> None:
     with _predictions_only(path, number):
         changed = changed_options(record, names, config, predictor.head)
+    _refuse_options(path, number, changed)
+
+
+def _refuse_options(path: Path, number: int, changed: list[str]) -> None:
     if changed:
         raise ArtifactError(
             f"{path}: row {number} was made with other options: {'; '.join(changed)}",

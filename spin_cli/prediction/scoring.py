@@ -14,6 +14,7 @@ from spin_cli.errors import DataError
 from spin_cli.fields import to_plain
 from spin_cli.head import Head
 from spin_cli.label_metrics import macro_f1, micro_f1
+from spin_cli.prediction.operating import operating_points
 from spin_cli.prediction.stream import Prediction
 
 CONFIDENCE, BINS = 0.95, 10
@@ -66,7 +67,8 @@ class Evaluation:
     def result(self) -> dict[str, Any]:
         """The metrics, as in ``metrics.json`` (None: undefined), with intervals and reliability.
 
-        Of a head that abstains also what is ``answered``; the rest counts every answer.
+        Of a head that abstains also what is ``answered``; the rest counts every answer. Of two
+        classes, and of labels, `operating_points` as well.
         """
         if not self._codes:
             raise DataError("no rows to evaluate")
@@ -76,6 +78,8 @@ class Evaluation:
         scores["intervals"] = intervals(codes, probs, predicted)
         bins = reliability(metrics.right(codes, predicted), metrics.certainty(probs, predicted))
         scores["reliability"] = {"bins": bins}
+        if points := operating_points(codes, probs, self._head):
+            scores["operating_points"] = points
         if self._head.abstain_below is not None:
             scores["answered"] = self._head.answered(codes, probs)
         return dict(to_plain(scores))

@@ -53,7 +53,7 @@ class Prediction:
     """The input's label, where it was read."""
     place: str = ""
     """File and line of the row, for messages."""
-    columns: dict[str, str] | None = None
+    columns: dict[str, object] | None = None
 
 
 def read_input(source: str, config: PredictConfig) -> Iterator[Row | BadRow]:

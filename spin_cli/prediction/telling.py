@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spin_cli.choices import OnError
@@ -123,3 +123,21 @@ def _other_threshold(record: dict[str, Any], head: Head) -> list[str]:
         return []
     what = "is" if marked else "is not"
     return [f"--threshold was another: {prob} {what} abstained from, and the limit is {limit} now"]
+
+
+def other_decision(label: str | Sequence[str], probs: Mapping[str, float], head: Head) -> list[str]:
+    """The same of the thresholds by which *label* was decided from the written *probs*."""
+    given = [label] if isinstance(label, str) else label
+    for code, name in enumerate(head.classes):
+        limit = head.limit(code)
+        if limit is None and len(head.classes) == 2:
+            limit = 0.5
+        if limit is None or name not in probs or abs(probs[name] - limit) <= ROUNDING:
+            continue
+        if (name in given) != (probs[name] >= limit):
+            what = "is" if name in given else "is not"
+            return [
+                f"--decision-threshold was another: {name} {what} given at {probs[name]}, and the"
+                f" limit is {limit:.6g} now"
+            ]
+    return []
