@@ -65,7 +65,7 @@ def in_turn(one: Timed, other: Timed, repeats: int, folder: Path) -> tuple[float
     """Median seconds of both, and the median of their ratios *other* / *one*, taken in turn.
 
     What a run leaves as ``activations`` in *folder* is removed before the next one, untimed; the
-    first run of each is not counted.
+    first run of each is not counted, and each is the first of every other pair.
     """
 
     def seconds_of(run: Timed) -> float:
@@ -75,7 +75,12 @@ def in_turn(one: Timed, other: Timed, repeats: int, folder: Path) -> tuple[float
         shutil.rmtree(folder / "activations", ignore_errors=True)
         return seconds
 
-    pairs = [(seconds_of(one), seconds_of(other)) for _ in range(1 + repeats)][1:]
+    pairs = []
+    for turn in range(1 + repeats):
+        order = (one, other) if turn % 2 else (other, one)
+        found = {run: seconds_of(run) for run in order}
+        pairs.append((found[one], found[other]))
+    del pairs[0]
     return (
         statistics.median(pair[0] for pair in pairs),
         statistics.median(pair[1] for pair in pairs),
@@ -204,7 +209,7 @@ def measure_loop(args: argparse.Namespace, folder: Path) -> None:
 
 def measure_bfloat16(args: argparse.Namespace, folder: Path) -> None:
     model = args.model or "bundled:smollm2"
-    data = take_rows(args.data / "sst2" / "train.csv.gz", args.rows or 360, folder / "train.csv")
+    data = take_rows(args.data / "sst2" / "train.csv.gz", args.rows or 1200, folder / "train.csv")
     half, full = plan_for(data, model, Dtype.BFLOAT16), plan_for(data, model)
     fast, slow, ratio = in_turn(
         whole_extraction(half, folder), whole_extraction(full, folder), args.repeats, folder
@@ -295,7 +300,7 @@ def plan_large(args: argparse.Namespace, folder: Path, rows: int) -> extraction.
 
 
 def measure_gpu(args: argparse.Namespace, folder: Path) -> None:
-    rows = args.rows or 4096
+    rows = args.rows or 3072
     plan = plan_large(args, folder, rows)
     bare, whole, ratio = in_turn(
         bare_forward(plan), whole_extraction(plan, folder), args.repeats, folder

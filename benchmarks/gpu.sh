@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every check and figure that needs a GPU, in one go:  benchmarks/gpu.sh DATA [OUT]
 # DATA holds sst2, edos and imdb (see README.md); figures go to OUT (default gpu-figures) and stdout.
+# TMPDIR=/dev/shm where the disk would be the limit: it takes 30 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import groupby
 
 import numpy as np
@@ -59,11 +59,30 @@ class Real:
         begin = row * self.width
         return {Pooling.FIRST: begin + start, Pooling.LAST: begin + stop - 1}
 
+    @cached_property
+    def shared(self) -> slice:
+        """Positions that are real in every text; none where no position is."""
+        start = max(start for start, _ in self.spans)
+        return slice(start, max(start, min(stop for _, stop in self.spans)))
+
+    @cached_property
+    def left_out(self) -> torch.Tensor:
+        """(B, T, 1) bool: padding, and what belongs to another window."""
+        steps = torch.arange(self.width, device=self.bounds.device)
+        _, start, stop = self.bounds.unbind(1)
+        return ((steps < start[:, None]) | (steps >= stop[:, None]))[:, :, None]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, Real]:
+        return {}
+
     def to(self, device: torch.device) -> Real:
         """The same for a layer on another of several GPUs."""
         if device == self.bounds.device:
             return self
-        return Real(self.spans, self.width, self.bounds.to(device))
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Real(self.spans, self.width, self.bounds.to(device))
+        return self._elsewhere[device]
 
 
 def find_real(spans: Sequence[Span], width: int, device: torch.device) -> Real:
@@ -120,20 +139,24 @@ def pool(
 def _pool_runs(
     states: torch.Tensor, real: Real, poolings: Sequence[Pooling]
 ) -> dict[Pooling, torch.Tensor]:
+    on_cpu = states.device.type == "cpu"
+    dtype = torch.float32 if on_cpu else states.dtype
     found: dict[Pooling, torch.Tensor] = {
         pooling: torch.empty(
             (len(real.spans), states.shape[2]),
-            dtype=torch.float32 if pooling is Pooling.MEAN else states.dtype,
+            dtype=torch.float32 if pooling is Pooling.MEAN else dtype,
             device=states.device,
         )
         for pooling in poolings
     }
-    most = CHUNK_BYTES if states.device.type == "cpu" else states.nbytes
+    most = CHUNK_BYTES // dtype.itemsize if on_cpu else states.numel()
     for rows, span in real.runs:
-        texts = max(1, most // ((span.stop - span.start) * states[0, 0].nbytes))
+        texts = max(1, most // ((span.stop - span.start) * states.shape[2]))
         for start in range(rows.start, rows.stop, texts):
             some = slice(start, min(start + texts, rows.stop))
             part = states[some, span]
+            if on_cpu:
+                part = part.float()  # which a sum of halves would do by itself, and slower
             for pooling, out in found.items():
                 (torch.amax if pooling is Pooling.MAX else torch.sum)(part, 1, out=out[some])
     if Pooling.MEAN in found:
@@ -144,14 +167,22 @@ def _pool_runs(
 def _pool_masked(
     states: torch.Tensor, real: Real, poolings: Sequence[Pooling]
 ) -> dict[Pooling, torch.Tensor]:
-    start, stop = real.bounds[:, 1:2], real.bounds[:, 2:]
-    steps = torch.arange(states.shape[1], device=states.device)
-    left_out = ((steps < start) | (steps >= stop))[:, :, None]
+    """Only positions that are not real in every text are masked: that takes two more passes."""
+    inner = real.shared
+    outer = [slice(0, inner.start), slice(inner.stop, states.shape[1])]
+
+    def pieces(left: float) -> Iterator[torch.Tensor]:
+        if inner.start < inner.stop:
+            yield states[:, inner]
+        for some in outer:
+            if some.start < some.stop:
+                yield torch.where(real.left_out[:, some], left, states[:, some])
+
     found: dict[Pooling, torch.Tensor] = {}
     for pooling in poolings:
         if pooling is Pooling.MAX:
-            found[pooling] = states.masked_fill(left_out, -torch.inf).amax(1)
+            found[pooling] = reduce(torch.maximum, (piece.amax(1) for piece in pieces(-torch.inf)))
         else:
-            total = states.masked_fill(left_out, 0.0).sum(1, dtype=torch.float32)
-            found[pooling] = total / real.counts
+            sums = (piece.sum(1, dtype=torch.float32) for piece in pieces(0.0))
+            found[pooling] = reduce(torch.add, sums) / real.counts
     return found

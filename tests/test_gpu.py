@@ -34,8 +34,10 @@ def features(device, dtype=Dtype.FLOAT32):
     return found
 
 
+@pytest.mark.parametrize("run_bytes", [0, 2**40])  # runs of equal span; masks
 @pytest.mark.parametrize(("dtype", "limit"), [(Dtype.FLOAT32, 2e-3), (Dtype.BFLOAT16, 5e-2)])
-def test_features_are_those_of_the_cpu(dtype, limit):
+def test_features_are_those_of_the_cpu(dtype, limit, run_bytes, monkeypatch):
+    monkeypatch.setattr("spin_cli.pooling.RUN_BYTES", run_bytes)
     expected, found = features("cpu"), features("cuda", dtype)
     assert expected.keys() == found.keys()
     for key, vector in expected.items():

@@ -10,6 +10,7 @@ import torch
 from sklearn import metrics as sk
 
 from spin_cli import activations, mask, metrics, pooling
+from spin_cli.backbone import gathering
 from spin_cli.backbone.gathering import STORED, bits
 from spin_cli.choices import Pooling, StorageDtype
 from spin_cli.pooling import find_real, pool
@@ -58,9 +59,16 @@ def test_metrics_agree_with_scikit_learn(n_classes):
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype, transposed):
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 7), (0, 6), (2, 5), (0, 3), (0, 3), (6, 7)],  # no position is in all of them
+        [(0, 7), (0, 6), (2, 5), (0, 5), (1, 5), (4, 7)],
+        [(0, 7), (0, 6), (0, 5), (0, 5), (0, 3), (0, 1)],
+    ],
+)
+def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(spans, dtype, transposed):
     torch.manual_seed(0)
-    spans = [(0, 7), (0, 6), (2, 5), (0, 3), (0, 3), (6, 7)]
     shape = (7, 6, 11) if transposed else (6, 7, 11)
     states = torch.randn(shape).to(dtype)
     states = states.transpose(0, 1) if transposed else states
@@ -78,6 +86,14 @@ def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(dtype, transposed):
         for way in (found, wider):
             assert torch.equal(way[Pooling.LAST][row], tokens[-1])
             assert torch.equal(way[Pooling.FIRST][row], tokens[0])
+
+
+def test_vectors_come_from_a_device_in_one_copy():
+    vectors = [torch.randn(3, n).to(torch.bfloat16) for n in (5, 1, 8)]
+    found = gathering.fetch(vectors)
+    assert all(torch.equal(a, b) for a, b in zip(found, vectors, strict=True))
+    assert len({part.untyped_storage().data_ptr() for part in found}) == 1
+    assert gathering.fetch([]) == []
 
 
 def test_pooling_hands_on_what_a_text_holds_that_is_no_number():

@@ -29,6 +29,13 @@ Later = Callable[[Task], None]
 """Calls what it is given, at once or on another thread, in the order in which it was given."""
 STORED_AT_ONCE = ("cpu",)
 """Devices that do not go on while a vector is copied and stored."""
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+"""What errors say that torch does not raise as `torch.OutOfMemoryError`: of the C library, of
+cuBLAS's workspace, of pinned memory."""
 STORED = {
     StorageDtype.FLOAT16: torch.float16,
     StorageDtype.BFLOAT16: torch.bfloat16,
@@ -245,8 +252,9 @@ def _run(
     """Run one batch; returns what stores that which is not stored yet.
 
     What becomes known is stored at once, for small tensors that wait between the large ones of the
-    forward pass break up memory. They do wait where a row may not come again, and on a GPU, whose
-    copies run beside the layers that follow.
+    forward pass break up memory. They do wait where a row may not come again, and on a GPU, which
+    goes on while the processor stores them: all of a batch come from it in one copy, for its next
+    layer waits for every copy.
     """
     found: list[tuple[Key, torch.Tensor]] = []
     device = backbone.device
@@ -257,21 +265,34 @@ def _run(
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
         vectors = vectors.to(STORED[out.dtype])
         if wait:
-            found.append(((layer, site, pooling), vectors.to("cpu", non_blocking=together)))
+            found.append(((layer, site, pooling), vectors if together else vectors.cpu()))
         else:
             out.store(layer, site, pooling, rows, bits(vectors.cpu()))
 
     spans = [(part.start, part.stop) for part in parts]
     read(backbone, [part.ids for part in parts], wanted, keep, spans=spans, check=out.check)
+    keys, kept = [key for key, _ in found], [vectors for _, vectors in found]
+    found.clear()
+    if together:
+        kept = fetch(kept)
     copied = _record(device) if together else None
 
     def store() -> None:
         if copied is not None:
             copied.synchronize()
-        for key, vectors in found:
+        for key, vectors in zip(keys, kept, strict=True):
             out.store(*key, rows, bits(vectors))
 
     return store
+
+
+def fetch(vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of one device and dtype in main memory; of a GPU's the copy may still be running."""
+    if not vectors:
+        return []
+    flat = torch.cat([each.reshape(-1) for each in vectors]).to("cpu", non_blocking=True)
+    parts = torch.split(flat, [each.numel() for each in vectors])
+    return [part.view(each.shape) for part, each in zip(parts, vectors, strict=True)]
 
 
 def _record(device: torch.device) -> torch.cuda.Event:
@@ -290,4 +311,6 @@ def bits(vectors: torch.Tensor) -> NDArray[Any]:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether *error* says that a device has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in OUT_OF_MEMORY
+    )

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 1024
 """A CPU reads two or three batches at a time: see `replicas`."""
+CPU_HALF_BATCH_TOKENS = 4096
+"""In bfloat16 it rearranges every weight for every batch, for as long as 130 tokens take it."""
 GPU_BATCH_TOKENS = 16384
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 """Tables with a row for each position; those of relative positions have other names."""
@@ -121,8 +123,7 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         tokenizer=tokenizer,
         layout=layout,
         max_length=limit_length(options.max_length, model, tokenizer),
-        batch_tokens=options.batch_tokens
-        or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
+        batch_tokens=options.batch_tokens or _batch_tokens(device, dtype),
         device=device,
         dtype=dtype,
         options=options,
@@ -133,6 +134,12 @@ def load(options: ModelConfig, *, depth: Depth = None) -> Backbone:
         device, str(dtype).removeprefix("torch."), backbone.max_length, backbone.batch_tokens,
     )  # fmt: skip
     return backbone
+
+
+def _batch_tokens(device: torch.device, dtype: torch.dtype) -> int:
+    if device.type != "cpu":
+        return GPU_BATCH_TOKENS
+    return CPU_BATCH_TOKENS if dtype is torch.float32 else CPU_HALF_BATCH_TOKENS
 
 
 def identify(options: ModelConfig) -> tuple[ModelConfig, dict[str, Any]]:

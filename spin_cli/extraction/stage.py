@@ -95,8 +95,9 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
     plan = partial.plan
     total, done, tokens = sum(len(plan.windows[w]) for w in windows), 0, 0
     room = make_blocks(plan.features, plan.window_rows, plan.storage_dtype)
-    for block in room.values():
-        block.fill(0)  # its pages are there from the start: what grows later is the heap
+    if plan.model.device.type == "cpu":
+        for block in room.values():
+            block.fill(0)  # its pages are there from the start: what grows later is the heap
     with RowWriter(partial.folder, plan.features) as writer, _writing(partial, writer) as write:
         tidy = heap.watch()
         texts = closing(workers.ahead(_encode_windows(plan, windows)))
