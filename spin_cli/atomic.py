@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -92,6 +93,14 @@ def disk_errors(folder: Path, how: str = WITH_O) -> Iterator[None]:
                 else f"Name a folder that can be written {how}."
             ),
         ) from error
+
+
+def write_named(path: Path, text: str) -> None:
+    """Write a file that the user named: its folder is made, and a name in ``.gz`` packs it."""
+    data = text.encode()
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, gzip.compress(data, mtime=0) if path.suffix.lower() == ".gz" else data)
 
 
 def partial_folder(folder: Path) -> Path:

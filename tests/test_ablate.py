@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -145,6 +146,9 @@ def test_on_the_command_line(spin, tiny_run, tmp_path):
     ]  # fmt: skip
     assert float(rows[0]["kept"]) == found["refit"]["points"][0]["kept"]
     assert spin("ablate", tiny_run / "run", "-o", tmp_path / "a.csv").code == 4
+    packed = tmp_path / "new" / "folder" / "a.csv.gz"
+    assert spin("ablate", tiny_run / "run", "--eta", "0.4,0.9", "-o", packed).code == 0
+    assert gzip.decompress(packed.read_bytes()) == (tmp_path / "a.csv").read_bytes()
     assert spin("ablate", tiny_run / "run", "--site", "x").code == 2
     assert spin("ablate", tiny_run).code == 4
     done = spin("ablate", tiny_run / "run", "--eta", "0.4", "--draws", "1")
@@ -163,10 +167,16 @@ def test_without_test_rows_train_and_ablate_say_on_what_they_score(spin, tmp_pat
     report = json.loads((run / "head/metrics.json").read_text())
     chosen = report["chosen"]
     kind = f"{chosen['site']} {chosen['pooling']} eta {chosen['eta']:g}"
-    assert f"On 24 val texts: the chosen head ({kind}, " in out
-    assert "no test rows: scores are of val rows (24)" in done.err
-    low, high = report["spin"]["val"]["intervals"]["accuracy"]
-    assert 0 <= low <= high <= 1 and "comparison" not in report
+    assert f"On 60 out-of-fold texts: the chosen head ({kind}, " in out
+    assert "no test rows: scores are of out-of-fold rows (60)" in done.err
+    for name in ("spin", "last_layer", "best_layer", "tfidf"):
+        scores = report[name]["out-of-fold"]
+        low, high = scores["intervals"]["accuracy"]
+        assert scores["rows"] == 60 and 0 <= low <= scores["accuracy"] <= high <= 1
+        assert f"{scores['accuracy']:.4f} ({low:.2f}–{high:.2f})" in out
+    assert "comparison" not in report
+    card = (run / "head/README.md").read_text()
+    assert "| out-of-fold | SPIN | " in card and "| val |" not in card
     assert f"kind {kind}" in " ".join(spin("inspect", run / "head").out.split())
     assert report["chosen"]["refit"]
     done = spin("ablate", run, "--eta", "0.4", "--draws", "1")

@@ -153,5 +153,4 @@ def _write(path: Path, found: dict[str, Any]) -> None:
     writer = csv.DictWriter(text, lines[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    with atomic.disk_errors(path):
-        atomic.write_text(path, text.getvalue())
+    atomic.write_named(path, text.getvalue())

@@ -115,19 +115,19 @@ def layers_run(report: dict[str, Any]) -> str:
 
 def print_report(report: dict[str, Any]) -> None:
     """The tables that end `train` and `demo`."""
-    from spin_cli.training.card import decision_lines
+    from spin_cli.training.card import decision_lines, told_split
 
     for note in report["notes"]:
         say(f"note: {note}")
     print_candidates(report)
-    split = "test" if "test" in report["spin"] else "val"
+    split = told_split(report)
     scores = LABEL_SCORES if report.get("multi_label") else SCORES
     rows = [
         [name, *score_cells(report[key][split], scores)]
         for key, name in RIVALS.items()
         if split in report.get(key, {})
     ]
-    count = report["rows"][split]
+    count = report["spin"][split]["rows"]
     print_table(
         f"On {count:,} {split} text{'' if count == 1 else 's'}: the chosen head ({kind_of(report)},"
         f" {layers_run(report)} layers, {report['chosen']['neurons']:,} neurons) and others",

@@ -38,7 +38,7 @@ def results_table(run: Run) -> Table:
     found = {
         name: scores
         for key, name in NAMES.items()
-        if (scores := run.metrics.get(key, {}).get(_split_of(run, key))) is not None
+        if (scores := run.metrics.get(key, {}).get(run.unseen)) is not None
     }
     kept = [key for key in COLUMNS if any(scores.get(key) is not None for scores in found.values())]
     rows = [[name, *[sure(scores, key) for key in kept]] for name, scores in found.items()]
@@ -48,11 +48,6 @@ def results_table(run: Run) -> Table:
 def column(run: Run, key: str) -> str:
     """A score's name; with labels a text is right when all of them are."""
     return "all labels right" if run.multi_label and key == "accuracy" else COLUMNS[key]
-
-
-def _split_of(run: Run, key: str) -> str:
-    """Rivals are never judged out of fold: they have val rows instead."""
-    return run.unseen if run.unseen in run.metrics.get(key, {}) else "val"
 
 
 def sure(scores: dict[str, Any], key: str) -> str:
@@ -70,8 +65,7 @@ def draw_results(run: Run, files: bool) -> Figure:
     """Scores beside one another, with their intervals."""
     key = METRIC_KEYS.get(run.metric.value, "accuracy")
     there = [
-        (name, run.metrics.get(rival, {}).get(_split_of(run, rival), {}))
-        for rival, name in NAMES.items()
+        (name, run.metrics.get(rival, {}).get(run.unseen, {})) for rival, name in NAMES.items()
     ]
     found = [
         (name, scores[key], scores.get("intervals", {}).get(key))

@@ -20,6 +20,7 @@ from spin_cli.head import METRICS, Head, HeadFeature, load_head
 from spin_cli.reports.drawing import plain
 from spin_cli.samples import Samples, read_samples, read_targets
 from spin_cli.selected import read_scores
+from spin_cli.training.card import told_split
 from spin_cli.training.table import Choice, together
 from spin_cli.training.tried import choices_of
 
@@ -97,8 +98,8 @@ class Run:
 
     @property
     def unseen(self) -> str:
-        """The split whose scores say most: test, or what the head was chosen on."""
-        return "test" if "test" in self.metrics["spin"] else str(self.metrics["judged_on"]["what"])
+        """The split whose scores say most."""
+        return told_split(self.metrics)
 
     @property
     def choice(self) -> Choice:

@@ -81,13 +81,12 @@ def report(
     if config.figures:
         for name in files:
             atomic.check_free(config.figures / name, force=force)
-    with atomic.disk_errors(output.parent):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if config.figures:
+    if config.figures:
+        with atomic.disk_errors(config.figures):
             config.figures.mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
                 atomic.write_bytes(config.figures / name, data)
-        atomic.write_text(output, text)
+    atomic.write_named(output, text)
     progress("report", STEPS, STEPS)
     return {
         "figures": [figure.name for figure in figures],

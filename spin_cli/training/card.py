@@ -14,6 +14,11 @@ NAMES = {
 }
 
 
+def told_split(report: dict[str, Any]) -> str:
+    """The rows whose scores say most: test, else those that the head was chosen on."""
+    return "test" if "test" in report["spin"] else str(report["judged_on"]["what"])
+
+
 def model_card(head: Head, report: dict[str, Any]) -> str:
     """Markdown that says what the head is, what it needs and how well it does."""
     chosen, judged = report["chosen"], report["judged_on"]
@@ -36,7 +41,7 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|" + "---|" * several,
     ]
     for key, name in NAMES.items():
-        for split in ("val", "test"):
+        for split in dict.fromkeys((judged["what"], told_split(report))):
             if split in report.get(key, {}):
                 s = report[key][split]
                 lines.append(
@@ -51,8 +56,8 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
     lines += ["", *_comparison(report), *(f"Note: {note}." for note in report["notes"])]
     lines += [
         "",
-        "The head was chosen on the validation rows, so their scores are a little too good; the",
-        "test rows were read once, after the choice. Brackets: 95% bootstrap intervals.",
+        f"The head was chosen on the {judged['what']} rows, so their scores are a little too good;",
+        "test rows are read once, after the choice. Brackets: 95% bootstrap intervals.",
         "",
         "Use: `spin predict THIS_FOLDER texts.csv`",
         "",
@@ -122,7 +127,7 @@ def _decisions(head: Head, report: dict[str, Any]) -> str:
 
 
 def _labels(report: dict[str, Any]) -> list[str]:
-    split = "test" if "test" in report["spin"] else "val"
+    split = told_split(report)
     lines = [
         "",
         f"| label | threshold | precision | recall | F1 | AUROC | {split} texts |",
@@ -156,8 +161,8 @@ def _comparison(report: dict[str, Any]) -> list[str]:
         test, p = "paired bootstrap's", difference["p"]
     low, high = difference["interval"]
     return [
-        f"Against the best of the others on val ({NAMES[found['against']]}), on test:"
-        f" {name.replace('_', '-')} {difference['value']:+.4f} [{low:+.4f}, {high:+.4f}],"
-        f" {test} p = {p:.2g}.",
+        f"Against the best of the others on {report['judged_on']['what']} rows"
+        f" ({NAMES[found['against']]}), on test: {name.replace('_', '-')}"
+        f" {difference['value']:+.4f} [{low:+.4f}, {high:+.4f}], {test} p = {p:.2g}.",
         "",
     ]

@@ -32,6 +32,4 @@ def write_oof(path: Path, inputs: Inputs, probs: NDArray[np.float64]) -> None:
     for row in sorted(place):
         values = (f"{p:.6f}" for p in probs[place[row]])
         writer.writerow([samples.ids[row], samples.labels[row], *values])
-    with atomic.disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, text.getvalue())
+    atomic.write_named(path, text.getvalue())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spin_cli import metrics
 from spin_cli.head import Head
 from spin_cli.training.calibration import Scaling
+from spin_cli.training.card import told_split
 from spin_cli.training.inputs import Inputs, make_reader
 from spin_cli.training.label_report import compare_labels, percentiles
 from spin_cli.training.pick import score
@@ -49,8 +50,8 @@ def measure(
     }
     if "test" not in y:
         notes.append(
-            f"no test rows: scores are of val rows ({len(y['val'])}), on which choices were made"
-            " too, and a little too good"
+            f"no test rows: scores are of {found.evidence.what} rows ({len(found.evidence.codes)}),"
+            " on which choices were made too, and a little too good"
         )
     report = {
         **({"multi_label": True} if head.multi_label else {}),
@@ -149,10 +150,10 @@ def _compare(
     """Add intervals to every test score, and the tests against the best rival.
 
     The best is that on the rows that all were chosen by.
-    Without test rows intervals to val scores, and no tests: the head was chosen there. Of fewer
-    than `MIN_RESAMPLED` rows neither.
+    Without test rows intervals to the scores of these, and no tests: the head was chosen there. Of
+    fewer than `MIN_RESAMPLED` rows neither.
     """
-    split = "test" if "test" in y else "val"
+    split = told_split(report)
     true, n_classes = y[split], len(inputs.classes)
     if len(true) < MIN_RESAMPLED:
         return
