@@ -35,6 +35,7 @@ import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -98,13 +99,13 @@ def bare_forward(plan: extraction.Plan, batch_tokens: int | None = None) -> Time
 
     Batches are those that the extraction runs, or, out of the same windows, of so many tokens.
     """
-    most = batch_tokens or plan.model.batch_tokens
+    model = plan.model if batch_tokens is None else replace(plan.model, batch_tokens=batch_tokens)
     rows = list(plan.dataset.rows())
     batches = []
     for window in plan.windows:
         texts = [row.text for row in rows[window.start : window.stop]]
         ids = [item.ids for item in backbone.encode(plan.model, texts)]
-        for batch in backbone.plan_batches([len(i) for i in ids], most):
+        for batch in backbone.plan_for(model, [len(i) for i in ids]):
             batches.append(padded([ids[row] for row in batch], plan.model))
 
     @torch.inference_mode()

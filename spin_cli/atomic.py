@@ -126,11 +126,17 @@ def check_vacant(folder: Path, *, force: bool, how: str = WITH_O) -> None:
 
 def check_free(path: Path, *, force: bool) -> None:
     """Refuse to write a file over another unless *force* is set, over aught else at all."""
-    if path.exists() and not path.is_file():
+    if _is_device(path) or (path.exists() and not path.is_file()):
         what = "folder" if path.is_dir() else "device or a pipe"
         raise ArtifactError(f"{path}: is a {what}, where a file was expected", "Name a file.")
     if path.exists() and not force:
         raise ArtifactError(f"{path}: exists already", "Give --force to replace it.")
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is a name of one, or of an open file: what that leads to may be a plain file."""
+    folder = path.absolute().parent.resolve()
+    return folder == Path("/dev") or folder.parts[1:2] == ("proc",)
 
 
 def clear(folder: Path) -> None:

@@ -7,6 +7,7 @@ functions of `label_metrics` answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ Codes = NDArray[Any]
 Probs = NDArray[np.float64]
 Threshold = float | NDArray[np.float64] | None
 """Of class 1 of two classes; or (L,), one for each label; or none."""
+
+
+@dataclass(frozen=True)
+class OfFirst:
+    """A threshold of class 0 of two classes: their probabilities need not sum to one exactly."""
+
+    limit: float
 
 
 def probabilities(
@@ -132,13 +140,15 @@ def log_loss(y: Codes, probs: Probs) -> float:
     return float(row_losses(y, probs).mean())
 
 
-def decide(probs: Probs, threshold: Threshold = None) -> Codes:
+def decide(probs: Probs, threshold: Threshold | OfFirst = None) -> Codes:
     """Predicted classes: the likeliest; with a threshold (two classes) class 1 from there on.
 
     With an array of thresholds, one for each label: an indicator of those that reach theirs.
     """
     if isinstance(threshold, np.ndarray):
         return label_metrics.decide(probs, threshold)
+    if isinstance(threshold, OfFirst):
+        return (probs[:, 0] < threshold.limit).astype(np.int64)
     if threshold is not None and probs.shape[1] == 2:
         return (probs[:, 1] >= threshold).astype(np.int64)
     return np.asarray(probs.argmax(1))
@@ -219,7 +229,7 @@ def score_at(metric: Metric, y: Codes, probs: Probs, threshold: Threshold) -> fl
 
 
 def evaluate(
-    y: Codes, probs: Probs, classes: Sequence[str], threshold: Threshold = None
+    y: Codes, probs: Probs, classes: Sequence[str], threshold: Threshold | OfFirst = None
 ) -> dict[str, Any]:
     """Every metric of a set of rows, under the names that ``metrics.json`` has."""
     if isinstance(threshold, np.ndarray):

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from spin_cli import backbone
-from spin_cli.backbone.batching import OVERHEAD
-from spin_cli.choices import Long, Pooling, Side, Site
+from spin_cli.backbone.batching import HALF_OVERHEAD, OVERHEAD
+from spin_cli.choices import Dtype, Long, Pooling, Side, Site
 from spin_cli.config import ModelConfig
 from spin_cli.errors import DataError, ModelError
 
@@ -256,13 +256,14 @@ def test_batches_cover_every_row_once_and_keep_to_the_budget():
         assert len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= 1000
 
 
-def test_no_division_of_the_rows_costs_less_than_the_planned_one():
+@pytest.mark.parametrize("share", [OVERHEAD, HALF_OVERHEAD])
+def test_no_division_of_the_rows_costs_less_than_the_planned_one(share):
     def cost(parts):
-        return sum(len(part) * max(part) + 3200 / OVERHEAD for part in parts)
+        return sum(len(part) * max(part) + 3200 / share for part in parts)
 
     for seed in range(20):
         lengths = np.random.default_rng(seed).integers(1, 120, 9).tolist()
-        planned = backbone.plan_batches(lengths, 3200)
+        planned = backbone.plan_batches(lengths, 3200, share)
         ordered = sorted(lengths, reverse=True)
         cuts = [c for n in range(9) for c in combinations(range(1, 9), n)]
         divisions = [[ordered[a:b] for a, b in pairwise([0, *cut, 9])] for cut in cuts]
@@ -272,6 +273,17 @@ def test_no_division_of_the_rows_costs_less_than_the_planned_one():
         assert [max(lengths[row] for row in batch) for batch in planned] == sorted(
             (max(lengths[row] for row in batch) for batch in planned), reverse=True
         )
+
+
+def test_half_precision_is_read_in_fewer_batches_on_a_cpu():
+    full = backbone.load(ModelConfig("bundled:minilm", device="cpu"), depth=1)
+    half = backbone.load(ModelConfig("bundled:minilm", device="cpu", dtype=Dtype.BFLOAT16), depth=1)
+    assert (full.batch_tokens, half.batch_tokens) == (1024, 2048)
+    lengths = [5, 9, 14, 20, 31] * 20
+    plans = [backbone.plan_for(each, lengths) for each in (full, half)]
+    assert plans[0] == backbone.plan_batches(lengths, 1024)
+    assert len(plans[1]) < len(plans[0])
+    assert sorted(row for batch in plans[1] for row in batch) == list(range(100))
 
 
 def test_nothing_to_plan():

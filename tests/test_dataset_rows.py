@@ -274,15 +274,21 @@ def test_kept_columns_keep_their_types(tmp_path):
     (row,) = read_rows(tmp_path / "x.parquet", keep_columns=True)
     assert row.columns == {
         "text": "a", "n": 1, "b": True, "none": None, "l": [1, 2], "day": "2024-05-01",
-        "days": '["2024-05-01"]', "nan": "nan",
+        "days": ["2024-05-01"], "nan": None,
     }  # fmt: skip
     json.dumps(row.columns, allow_nan=False)
 
 
-def test_a_kept_column_that_json_cannot_say_is_text(tmp_path):
-    path = write(tmp_path / "x.jsonl", '{"text": "a", "p": NaN, "q": [Infinity]}')
+def test_a_number_that_json_has_not_is_null(tmp_path):
+    path = write(tmp_path / "x.jsonl", '{"text": "a", "p": NaN, "q": {"r": [1.5, -Infinity]}}')
     (row,) = read_rows(path, keep_columns=True)
-    assert row.columns == {"text": "a", "p": "nan", "q": "[Infinity]"}
+    assert row.columns == {"text": "a", "p": None, "q": {"r": [1.5, None]}}
+
+
+@pytest.mark.parametrize("column", ['"\\ud800"', '["\\ud800"]', '{"a": {"\\ud800": 1}}'])
+def test_a_kept_column_that_cannot_be_written_is_refused(tmp_path, column):
+    path = write(tmp_path / "x.jsonl", '{"text": "a", "note": ' + column + "}")
+    assert "column 'note': the escape \\ud800" in fail(path, keep_columns=True).message
 
 
 # Texts and labels ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spin_cli import artifacts
+from spin_cli import artifacts, metrics
 from spin_cli.choices import Pooling, Site, StorageDtype
 from spin_cli.config import ModelConfig
 from spin_cli.errors import ArtifactError, UsageError
@@ -86,19 +86,26 @@ def test_threshold_and_abstention_look_at_the_chosen_label():
     assert found == {"share": 0.5, "accuracy": 0.5}
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("limit", [0.0, 1e-19, 0.1, 0.2, 0.7, 1 - 1e-12, 1.0, "its own"])
 @pytest.mark.parametrize("code", [0, 1])
 def test_two_classes_are_decided_at_either_ones_threshold(code, limit):
+    """Of logits up to where one probability is 1 and the other is not 0."""
     head = make_head(("a", "b"), threshold=0.3)
-    p = np.array([limit, 0.1, 0.2, 0.3, 0.5, 0.69, 0.71, 0.9])
-    probs = np.stack([p, 1 - p], 1) if code == 0 else np.stack([1 - p, p], 1)
-    moved = head.deciding_at({"ab"[code]: limit})
-    said = ["ab"[k] == "ab"[code] for k in moved.decide(probs)]
-    assert said == [x >= limit for x in probs[:, code]]
-    assert moved.limit(code) == pytest.approx(limit, abs=1e-15)
-    assert moved.limit(1 - code) == pytest.approx(1 - limit, abs=1e-15)
-    values = np.ones((1, 3), np.float32)
-    np.testing.assert_array_equal(moved.probabilities(values), head.probabilities(values))
+    z = np.linspace(-60, 60, 501)[:, None]
+    probs = metrics.probabilities(z, 2)
+    limits = probs[::50, code] if limit == "its own" else [limit]
+    for one in limits:
+        moved = head.deciding_at({"ab"[code]: float(one)})
+        said = np.array(["ab"[k] == "ab"[code] for k in moved.decide(probs)])
+        np.testing.assert_array_equal(said, probs[:, code] >= one)
+        assert moved.limit(code) == one
+        assert moved.limit(1 - code) == 1 - one
+        values = np.ones((1, 3), np.float32)
+        np.testing.assert_array_equal(moved.probabilities(values), head.probabilities(values))
+    assert (
+        head.deciding_at({"a": 0.9}).deciding_at({"b": 0.2}).decide(probs).sum()
+        == (probs[:, 1] >= 0.2).sum()
+    )
 
 
 def test_a_decision_threshold_that_has_no_meaning_is_refused():
@@ -106,8 +113,9 @@ def test_a_decision_threshold_that_has_no_meaning_is_refused():
     assert two.limit(0) is two.limit(1) is three.limit(2) is None
     for head, limits, words in (
         (three, {"a": 0.5}, "of 3 classes the likeliest is given"),
-        (two, {"c": 0.5}, "no class 'c'; there are a, b"),
-        (two, {"a": 0.5, "b": 0.5}, "that of one of them"),
+        (two, {"c": 0.5}, "decision threshold of 'c': the head's classes are a, b"),
+        (two, {"a": 0.5, "b": 0.5}, "give it for one"),
+        (two, {"a": "0.5"}, "expected a number"),
         (two, {"b": 1.5}, "decision threshold b = 1.5: expected from 0 to 1"),
         (two, {"b": float("nan")}, "expected from 0 to 1"),
     ):

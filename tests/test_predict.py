@@ -347,11 +347,14 @@ def test_evaluation_tells_thresholds_that_do_what_it_says(spin, head, tmp_path):
         ("=0.5", "expected a class and a probability"),
         ("good=much", "expected a class and a probability"),
         ("good=1.5", "--decision-threshold good = 1.5: expected from 0 to 1"),
-        ("fine=0.5", "no class 'fine'; there are bad, good"),
+        ("fine=0.5", "decision threshold of 'fine': the head's classes are bad, good"),
+        (("good=0.5", "good = 0.6"), "--decision-threshold good: given twice"),
     ],
 )
 def test_a_decision_threshold_is_understood_or_refused(spin, head, text, words):
-    done = spin("predict", head, "-", "--decision-threshold", text, stdin=b"A film.")
+    given = [text] if isinstance(text, str) else text
+    options = [part for each in given for part in ("--decision-threshold", each)]
+    done = spin("predict", head, "-", *options, stdin=b"A film.")
     assert (done.code, done.out) == (2, "")
     assert words in " ".join(done.err.split())
 

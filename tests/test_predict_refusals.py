@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_cli import artifacts, prediction
+from spin_cli import artifacts, atomic, prediction
 from spin_cli.cli.style import Style
 from spin_cli.config import PredictConfig
 from spin_cli.errors import ArtifactError
@@ -67,16 +67,27 @@ def test_stdout_has_names(spin, head, source, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
 @pytest.mark.parametrize("option", [(), ("--force",), ("--resume",)])
 def test_no_file_takes_the_place_of_what_is_none(spin, head, source, tmp_path, kind, option):
-    place = Path("/dev/null") if kind == "device" else tmp_path / "out"
+    place = tmp_path / "out"
     if kind == "pipe":
         os.mkfifo(place)
     elif kind == "folder":
         place.mkdir()
-    mode = place.stat().st_mode
+    else:
+        place.symlink_to("/dev/null")  # were it replaced, the device would be unharmed
+    mode = place.lstat().st_mode
     done = spin("predict", head, source, "-o", place, *option)
     assert (done.code, done.out) == (4, "")
     assert "where a file was expected" in done.err
-    assert place.stat().st_mode == mode
+    assert place.lstat().st_mode == mode
+
+
+def test_names_of_open_files_are_no_places_for_a_file(tmp_path):
+    (tmp_path / "plain").write_text("mine")
+    with (tmp_path / "plain").open() as file:
+        for name in (f"/proc/self/fd/{file.fileno()}", f"/dev/fd/{file.fileno()}", "/dev/stderr"):
+            with pytest.raises(ArtifactError, match="where a file was expected"):
+                atomic.check_free(Path(name), force=True)
+    atomic.check_free(Path("/dev/shm/spin-test-of-a-name"), force=False)
 
 
 # -- going on with other options -------------------------------------------------------------
@@ -94,6 +105,11 @@ def test_no_file_takes_the_place_of_what_is_none(spin, head, source, tmp_path, k
         (("--threshold", "1"), ("--threshold", "0"), "--threshold was another"),
         ((), ("--decision-threshold", "bad=0.999"), "--decision-threshold was another"),
         (("--decision-threshold", "good=0.001"), (), "--decision-threshold was another"),
+        (
+            ("--top", "1"),
+            ("--top", "1", "--decision-threshold", "bad=0.999"),
+            "--decision-threshold was another: bad is given at",
+        ),
         ((), ("--explain", "2"), "--explain was not given, and is 2 now"),
         (("--explain", "2"), ("--explain", "3"), "--explain was 2, and is 3 now"),
         (("--explain", "5"), ("--explain-tokens",), "--explain-tokens was not given"),

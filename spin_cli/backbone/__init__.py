@@ -1,6 +1,6 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
-from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, refuse_parts
+from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, plan_for, refuse_parts
 from spin_cli.backbone.gathering import (
     FLOAT16_MAX,
     Later,
@@ -32,6 +32,7 @@ __all__ = [
     "identify",
     "load",
     "plan_batches",
+    "plan_for",
     "read",
     "read_states",
     "refuse_parts",

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.prompting import Tokens, tokenise
 from spin_cli.choices import Long, Side
 from spin_cli.errors import DataError
 
-OVERHEAD = 32
+OVERHEAD, HALF_OVERHEAD = 32, 16
 """A batch costs this part of the tokens it may have at most, beside its own tokens: 32 on a CPU.
-There, 16 to 128 made no difference above the noise (see benchmarks/README.md)."""
+There, 16 to 128 made no difference above the noise (see benchmarks/README.md). In half precision
+a CPU rearranges every weight for every batch, for as long as 130 tokens take it."""
 ENCODED_AT_ONCE = 128
 """Texts given to the tokenizer at once, which keeps far more of each token than its number: a whole
 window of long texts took 40 MB of memory more."""
@@ -140,13 +142,22 @@ def split(ids: list[int], head: int, tail: int, room: int, overlap: float) -> tu
     return tuple(parts)
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def plan_for(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
+    """The batches of rows of these *lengths*, see `plan_batches`, as the model reads them."""
+    half = backbone.device.type == "cpu" and backbone.dtype is not torch.float32
+    return plan_batches(lengths, backbone.batch_tokens, HALF_OVERHEAD if half else OVERHEAD)
+
+
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int, share: int = OVERHEAD
+) -> list[list[int]]:
     """Group rows of similar length into the batches that cost least.
 
     Parameters
     ----------
     lengths : tokens of each row, at least one
     batch_tokens : most tokens in a batch, padding included (one row may exceed it)
+    share : a batch costs that part of *batch_tokens* beside its own tokens
 
     Returns
     -------
@@ -154,16 +165,16 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
     Notes
     -----
-    A batch costs its tokens, padding included, and ``batch_tokens / OVERHEAD`` more. The rows, in
+    A batch costs its tokens, padding included, and ``batch_tokens / share`` more. The rows, in
     order of length, are divided where it costs least to do so: the cheapest division down to one
     length follows from those down to longer ones (dynamic programming over the lengths). The plan
-    depends on *lengths* and *batch_tokens* alone.
+    depends on these three alone.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     sizes = np.array([lengths[row] for row in order], np.int64)
     firsts = np.flatnonzero(np.diff(sizes, prepend=-1))  # of the rows of one length
     lasts = np.append(firsts[1:], len(order))
-    overhead = batch_tokens / OVERHEAD
+    overhead = batch_tokens / share
     cheapest = np.zeros(len(firsts) + 1)
     begins = np.zeros(len(firsts), np.int64)
     for end in range(len(firsts)):

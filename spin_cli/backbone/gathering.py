@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from spin_cli.backbone.batching import Encoded, Part, plan_batches
+from spin_cli.backbone.batching import Encoded, Part, plan_for
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.reading import Check, Wanted, read, unchecked
 from spin_cli.backbone.replicas import models_of, run_on
@@ -29,6 +29,8 @@ Later = Callable[[Task], None]
 """Calls what it is given, at once or on another thread, in the order in which it was given."""
 STORED_AT_ONCE = ("cpu",)
 """Devices that do not go on while a vector is copied and stored."""
+FETCHED_BYTES = 64 * 2**20
+"""Vectors on a GPU of more bytes than this are copied from it, and freed there."""
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -140,7 +142,7 @@ def _read_all(
 ) -> None:
     """Read items, each of a row, in batches, and tell *done* of how many after each."""
     lengths = [len(part.ids) for _, part in items]
-    batches = plan_batches(lengths, backbone.batch_tokens)
+    batches = plan_for(backbone, lengths)
     batches.sort(key=lambda batch: -len(batch) * lengths[batch[0]])
 
     def run(model: nn.Module, batch: list[int], check: Check) -> list[Task]:
@@ -253,34 +255,40 @@ def _run(
 
     What becomes known is stored at once, for small tensors that wait between the large ones of the
     forward pass break up memory. They do wait where a row may not come again, and on a GPU, which
-    goes on while the processor stores them: all of a batch come from it in one copy, for its next
-    layer waits for every copy.
+    goes on while the processor stores them: many come from it in one copy, for its next layer waits
+    for every copy.
     """
-    found: list[tuple[Key, torch.Tensor]] = []
+    keys: list[Key] = []
+    there: list[torch.Tensor] = []
+    here: list[torch.Tensor] = []
     device = backbone.device
     wait = out.once or device.type not in STORED_AT_ONCE
     # Of several GPUs only the first one is waited for; Apple's would not be.
     together = device.type == "cuda" and backbone.options.device_map is None
 
+    def take() -> None:
+        here.extend(fetch(there) if together else (vectors.cpu() for vectors in there))
+        there.clear()
+
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
         vectors = vectors.to(STORED[out.dtype])
         if wait:
-            found.append(((layer, site, pooling), vectors if together else vectors.cpu()))
+            keys.append((layer, site, pooling))
+            there.append(vectors)
+            if not together or sum(each.nbytes for each in there) > FETCHED_BYTES:
+                take()
         else:
             out.store(layer, site, pooling, rows, bits(vectors.cpu()))
 
     spans = [(part.start, part.stop) for part in parts]
     read(backbone, [part.ids for part in parts], wanted, keep, spans=spans, check=out.check)
-    keys, kept = [key for key, _ in found], [vectors for _, vectors in found]
-    found.clear()
-    if together:
-        kept = fetch(kept)
+    take()
     copied = _record(device) if together else None
 
     def store() -> None:
         if copied is not None:
             copied.synchronize()
-        for key, vectors in zip(keys, kept, strict=True):
+        for key, vectors in zip(keys, here, strict=True):
             out.store(*key, rows, bits(vectors))
 
     return store

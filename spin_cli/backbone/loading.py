@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 1024
 """A CPU reads two or three batches at a time: see `replicas`."""
-CPU_HALF_BATCH_TOKENS = 4096
-"""In bfloat16 it rearranges every weight for every batch, for as long as 130 tokens take it."""
+CPU_HALF_BATCH_TOKENS = 2048
+"""In half precision, of as many bytes."""
 GPU_BATCH_TOKENS = 16384
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 """Tables with a row for each position; those of relative positions have other names."""

@@ -51,7 +51,7 @@ def decision_thresholds(texts: Sequence[str]) -> dict[str, float]:
     """Probabilities by class, from some ``CLASS=PROBABILITY``."""
     found: dict[str, float] = {}
     for text in texts:
-        name, _, number = text.rpartition("=")
+        name, number = (part.strip() for part in text.rpartition("=")[::2])
         try:
             limit = float(number)
         except ValueError:
@@ -61,6 +61,8 @@ def decision_thresholds(texts: Sequence[str]) -> dict[str, float]:
                 f"--decision-threshold {text}: expected a class and a probability, as spam=0.9"
             )
         SHARE.check(f"--decision-threshold {name} =", limit)
+        if name in found:
+            raise UsageError(f"--decision-threshold {name}: given twice")
         found[name] = limit
     return found
 

@@ -116,8 +116,8 @@ def predict(
         typer.Option(
             "--stream-tokens",
             rich_help_panel=REASONS,
-            help="Score every prefix of each text and tell where --threshold is first reached"
-            " (causal models; JSON lines).",
+            help="Score every prefix of each text and tell where --threshold (else that of the"
+            " decision) is first reached (causal models; JSON lines).",
         ),
     ] = False,
     watch: Annotated[

@@ -192,7 +192,7 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
             "Operating points (for --decision-threshold)",
             ["class", "false positives", "threshold", "recall", "precision"],
             [
-                [name, f"{p['false_positive_rate']:.2%} of {p['max_false_positive_rate']:.1%}",
+                [name, f"{p['false_positive_rate']:.2%} (≤ {p['max_false_positive_rate']:.1%})",
                  str(p["threshold"]), f"{p['recall']:.4f}",
                  "–" if p["precision"] is None else f"{p['precision']:.4f}"]
                 for name, points in scores["operating_points"].items()

@@ -66,11 +66,7 @@ def finish_row(record: Record, number: int, rules: Rules) -> Row:
     name = None if wanted.label is None else _finish_label(label, line, wanted.label, rules)
     key = rules.prefix + str(number) if wanted.id is None else _to_id(id_, line, rules)
     if columns is not None:
-        columns = {column: _to_column(value) for column, value in columns.items()}
-        for column, value in columns.items():
-            shown = column_text(value)
-            if not shown.isascii():
-                _check_text(shown, line, column, rules)
+        columns = {name: _keep(value, line, name, rules) for name, value in columns.items()}
     return Row(key, text, name, line, columns, rules.place(line))
 
 
@@ -81,16 +77,30 @@ def column_text(value: object) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _to_column(value: object) -> object:
-    """A value as `Row.columns` holds it: what JSON cannot say (NaN, dates, bytes) as text."""
-    if value is None or isinstance(value, (str, int)):
-        return value
+def _keep(value: object, line: int, column: str, rules: Rules) -> object:
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        nested = isinstance(value, (list, dict))
-        return json.dumps(value, ensure_ascii=False, default=str) if nested else str(value)
-    return value
+        return _to_column(value, line, column, rules)
+    except RecursionError:
+        raise rules.refuse(line, column, "nested too deeply", "flatten it") from None
+
+
+def _to_column(value: object, line: int, column: str, rules: Rules) -> object:
+    """A value as `Row.columns` holds it: NaN and infinity as null, dates and bytes as text."""
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_text(value, line, column, rules)
+        return value
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [_to_column(each, line, column, rules) for each in value]
+    if isinstance(value, dict):
+        for key in value:
+            _check_text(str(key), line, column, rules)
+        return {str(key): _to_column(each, line, column, rules) for key, each in value.items()}
+    return str(value)
 
 
 def _finish_label(value: object, line: int, column: str, rules: Rules) -> str | None:

@@ -71,6 +71,9 @@ class Head:
     thresholds: NDArray[np.float64] | None = None
     """(L,) probability from which each label is given, where a text may have any number of them;
     None: one of the classes."""
+    first_threshold: float | None = None
+    """Two classes: probability of the first from which it is predicted, in place of ``threshold``;
+    not stored."""
     label_separator: str | None = None
     """What stood between the labels of a text it was trained on."""
 
@@ -81,13 +84,22 @@ class Head:
 
     @property
     def limits(self) -> metrics.Threshold:
-        """The threshold of two classes, those of labels, or none."""
+        """The threshold of two classes, those of labels, or none, as trained."""
         return self.threshold if self.thresholds is None else self.thresholds
+
+    @property
+    def rule(self) -> metrics.Threshold | metrics.OfFirst:
+        """What `decide` decides by."""
+        return (
+            self.limits if self.first_threshold is None else metrics.OfFirst(self.first_threshold)
+        )
 
     def limit(self, code: int) -> float | None:
         """Probability from which a class or label is given; None: where it is the likeliest."""
         if self.thresholds is not None:
             return float(self.thresholds[code])
+        if self.first_threshold is not None:
+            return self.first_threshold if code == 0 else 1.0 - self.first_threshold
         if self.threshold is None:
             return None
         return self.threshold if code == 1 else 1.0 - self.threshold
@@ -104,11 +116,16 @@ class Head:
         Raises
         ------
         UsageError
-            There is no such class, or the likeliest of more than two is given.
+            There is no such class, no such number, or the likeliest of more than two is given.
         """
         for name, limit in limits.items():
             if name not in self.classes:
-                raise UsageError(f"no class {name!r}; there are {', '.join(self.classes)}")
+                raise UsageError(
+                    f"decision threshold of {name!r}: the head's classes are"
+                    f" {', '.join(self.classes)}"
+                )
+            if not isinstance(limit, (int, float)):
+                raise UsageError(f"decision threshold {name} = {limit!r}: expected a number")
             SHARE.check(f"decision threshold {name} =", limit)
         codes = [self.classes.index(name) for name in limits]
         if self.thresholds is not None:
@@ -121,10 +138,14 @@ class Head:
                 " classes the likeliest is given"
             )
         if len(codes) != 1:
-            raise UsageError("a decision threshold of two classes is that of one of them")
-        limit = next(iter(limits.values()))
-        # The first class is given from its limit on too, the second one beyond the rest.
-        return replace(self, threshold=limit if codes == [1] else float(np.nextafter(1 - limit, 2)))
+            raise UsageError(
+                "a decision threshold for each of two classes: give it for one, the other class has"
+                " the rest"
+            )
+        limit = float(next(iter(limits.values())))
+        if codes == [0]:
+            return replace(self, first_threshold=limit)
+        return replace(self, threshold=limit, first_threshold=None)
 
     @property
     def outputs(self) -> int:
@@ -165,7 +186,7 @@ class Head:
 
     def decide(self, probs: NDArray[np.float64]) -> NDArray[np.int64]:
         """Predicted class codes (B,) for `probabilities`; labels: (B, L), 1 where one is given."""
-        return np.asarray(metrics.decide(probs, self.limits), np.int64)
+        return np.asarray(metrics.decide(probs, self.rule), np.int64)
 
     def names(self, given: NDArray[np.int64]) -> list[str]:
         """The labels of one row (L,) of `decide`."""

@@ -179,8 +179,7 @@ def _restore(
     with _predictions_only(path, number):
         named = record.get("probs")
         if named is None:  # a table, with a column for each class
-            columns = {f"prob_{name}": name for name in predictor.head.classes}
-            named = {columns[key]: float(record[key]) for key in columns if key in record}
+            named = _of_columns(record, predictor.head.classes)
         probs = {str(name): float(p) for name, p in named.items()}
         label = _label(record["label"], predictor)
         given = label if isinstance(label, list) else [label]
@@ -188,6 +187,14 @@ def _restore(
             also = ", or another --label-separator" if predictor.head.multi_label else ""
             raise ValueError(f"other classes than the head's{also}")
     return Prediction(item.id, label=label, probs=probs)
+
+
+def _of_columns(record: dict[str, Any], classes: Sequence[str]) -> dict[str, str]:
+    """The probabilities of a table's row, by class; with ``--top`` of some of them."""
+    if "label_1" not in record:
+        return {name: record[f"prob_{name}"] for name in classes if f"prob_{name}" in record}
+    ranks = range(1, len(classes) + 1)
+    return {record[f"label_{k}"]: record[f"prob_{k}"] for k in ranks if f"label_{k}" in record}
 
 
 def _label(written: Any, predictor: Predictor) -> str | list[str]:

@@ -74,7 +74,7 @@ class Evaluation:
             raise DataError("no rows to evaluate")
         codes, probs = np.array(self._codes), np.stack(self._probs)
         predicted = np.array(self._predicted)
-        scores = metrics.evaluate(codes, probs, self._head.classes, self._head.limits)
+        scores = metrics.evaluate(codes, probs, self._head.classes, self._head.rule)
         scores["intervals"] = intervals(codes, probs, predicted)
         bins = reliability(metrics.right(codes, predicted), metrics.certainty(probs, predicted))
         scores["reliability"] = {"bins": bins}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,10 @@ def _own_windows(
         plain: list[dict[str, Any]] = []
         try:
             for answers in answer(predictor, window, config):
-                plain += [asdict(found) for found in answers]
+                plain += [
+                    asdict(replace(found, columns=None)) | {"columns": found.columns}
+                    for found in answers
+                ]
         except DataError as error:
             yield [*plain, _plain_error(error)]
             return

@@ -120,16 +120,11 @@ def _target(report: dict[str, Any], head: Head, inputs: Inputs) -> dict[str, Any
     if not asked:
         return None
     label = config.positive_label or inputs.classes[1]
-    limits, at = head.limits, inputs.classes.index(label)
-    if isinstance(limits, np.ndarray):
-        threshold = float(limits[at])
-    else:
-        above = 0.5 if limits is None else limits  # of the second class
-        threshold = above if at == 1 else 1.0 - above
+    threshold = head.limit(inputs.classes.index(label))
     return {
         "label": label,
         **asked,
-        "threshold": threshold,
+        "threshold": 0.5 if threshold is None else threshold,
         "reached": {
             name: {key: report["spin"][name]["per_class"][label][key] for key in wanted}
             for name in (report["judged_on"]["what"], "test")
