@@ -177,6 +177,12 @@ def test_without_test_rows_train_and_ablate_say_on_what_they_score(spin, tmp_pat
     assert "comparison" not in report
     card = (run / "head/README.md").read_text()
     assert "| out-of-fold | SPIN | " in card and "| val |" not in card
+    assert "Decision thresholds by false positive rate, on out-of-fold texts" in card
+    for name, points in report["operating_points"].items():
+        for point in points:
+            assert 0 < point["false_positive_rate"] <= point["max_false_positive_rate"]
+            assert f"| {name} | {point['false_positive_rate']:.2%} | " in card
+            assert f" | {point['threshold']} | {point['recall']:.4f} | " in card
     assert f"kind {kind}" in " ".join(spin("inspect", run / "head").out.split())
     assert report["chosen"]["refit"]
     done = spin("ablate", run, "--eta", "0.4", "--draws", "1")

@@ -340,6 +340,34 @@ def test_evaluation_tells_thresholds_that_do_what_it_says(spin, head, tmp_path):
             assert point["false_positive_rate"] <= point["max_false_positive_rate"]
 
 
+def test_scores_of_rows_that_the_head_has_seen_are_called_too_good(spin, tiny_run, tmp_path):
+    data, head = tiny_run / "data", tiny_run / "run/head"
+    files = {each.name.split(".")[0]: each for each in data.iterdir()}
+    assert {"train", "test"} <= set(files)
+    for name, path in files.items():
+        done = spin("predict", head, path, "--evaluate")
+        assert done.code == 0, done.err
+        assert (f"is the head's own {name} data" in done.err) == (name != "test")
+    piped = spin(
+        "predict", head, "-", "--format", "csv", "--evaluate", stdin=files["train"].read_bytes()
+    )
+    assert piped.code == 0 and "own" not in piped.err
+
+
+def test_a_bad_row_keeps_its_id(spin, head, tmp_path):
+    source = write_csv(
+        tmp_path / "in.csv", [("a", "one"), ("b", ""), ("", "three")], ("key", "text")
+    )
+    done = spin("predict", head, source, "--id-column", "key", "--on-error", "skip")
+    rows = json_lines(done.out)
+    assert [row["id"] for row in rows] == ["a", "b", None]
+    assert ["error" in row for row in rows] == [False, True, True]
+    out = tmp_path / "out.jsonl"
+    options = ("--id-column", "key", "--on-error", "skip", "-o", out)
+    assert spin("predict", head, source, *options).code == 0
+    assert spin("predict", head, source, *options, "--resume").code == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -465,3 +465,18 @@ def test_a_classifier_hands_on_where_the_model_is_to_lie(head, monkeypatch):
     with pytest.raises(ModelError, match="enough"):
         Classifier.load(head, device_map="auto")
     assert asked[0].device_map == "auto"
+
+
+def test_parameters_that_are_set_are_used(head):
+    texts = ["a great film", "an awful meal", "It was fine."]
+    clf = Classifier.load(head, device="cpu", decision_thresholds={"good": 0.0})
+    assert clf.predict(texts).tolist() == ["good"] * 3
+    clf.set_params(decision_thresholds={"good": 1.0})
+    assert clf.predict(texts).tolist() == ["bad"] * 3
+    assert pickle.loads(pickle.dumps(clf)).predict(texts).tolist() == ["bad"] * 3
+    loaded = clf.predictor_
+    clf.predict(texts)
+    assert clf.predictor_ is loaded  # once
+    for wrong in (0.5, {"good": "a"}, {"fine": 0.5}):
+        with pytest.raises(UsageError, match="decision threshold"):
+            clf.set_params(decision_thresholds=wrong).predict(texts)

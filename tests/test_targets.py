@@ -8,10 +8,9 @@ from sklearn.metrics import roc_curve
 
 from spin_cli import activations, artifacts
 from spin_cli.head import load_head
-from spin_cli.prediction.operating import operating_points
+from spin_cli.operating import operating_points
 from spin_cli.samples import read_samples
 from spin_cli.training import calibration
-from tests.test_head import make_head
 
 
 @pytest.mark.parametrize("label", ["good", "bad"])
@@ -60,7 +59,7 @@ def test_operating_points_are_those_of_scikit_learns_curve(seed, digits):
     y = (rng.random(500) < 0.3).astype(int)
     p = np.round(1 / (1 + np.exp(-rng.normal(2 * y - 1, 1.5))), digits)
     probs = np.stack([1 - p, p], 1)
-    found = operating_points(y, probs, make_head(("a", "b")))
+    found = operating_points(y, probs, ("a", "b"))
     for code, name in enumerate("ab"):
         rates, recalls, _ = roc_curve(y == code, probs[:, code], drop_intermediate=False)
         others = (y != code).sum()
@@ -79,7 +78,7 @@ def test_operating_points_are_those_of_scikit_learns_curve(seed, digits):
 
 
 def test_operating_points_need_rows_and_room():
-    head, p = make_head(("a", "b")), np.linspace(0.1, 0.9, 200)
+    head, p = ("a", "b"), np.linspace(0.1, 0.9, 200)
     probs, y = np.stack([1 - p, p], 1), np.repeat([0, 1], 100)
     found = operating_points(y, probs, head)
     assert [point["max_false_positive_rate"] for point in found["b"]] == [0.01, 0.05]
@@ -87,4 +86,4 @@ def test_operating_points_need_rows_and_room():
     assert operating_points(y[:50], probs[:50], head) == {}  # one class
     assert operating_points(y, np.repeat([[0.0, 1.0]], 200, 0), head).keys() == {"a"}
     three = np.column_stack([probs / 2, np.full(200, 0.5)])
-    assert operating_points(y, three, make_head()) == {}
+    assert operating_points(y, three, ("a", "b", "c")) == {}

@@ -52,7 +52,12 @@ def ablate(
         int, o.number(AblateConfig, "draws", help="Random sets of neurons for each eta.")
     ] = 3,
     rows: Annotated[
-        int, o.number(AblateConfig, "rows", help="Most training rows; bounds memory and time.")
+        int,
+        o.number(
+            AblateConfig,
+            "rows",
+            help="Most training rows; fewer where memory would not hold more.",
+        ),
     ] = 2000,
     metric: o.ChooseBy = None,
     seed: Annotated[int, o.number(AblateConfig, "seed", help="Seed of rows and random sets.")] = 0,

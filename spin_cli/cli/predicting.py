@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -220,15 +220,23 @@ def predict(
              "metrics": scores}
         )  # fmt: skip
     elif scores is not None:
-        show_scores(scores, to_stderr=output is None)
-        if found := scores.get("answered"):
-            right = "" if found["accuracy"] is None else f", {found['accuracy']:.4f} of them right"
-            say(f"answers {found['share']:.1%} of {scores['rows']:,} texts{right}")
+        _tell_scores(head, source, scores, to_stderr=output is None)
     if run.errors:
         rows = "1 bad row was" if run.errors == 1 else f"{run.errors:,} bad rows were"
         say(f"note: {rows} skipped, first {run.first_error}")
     if output is not None:
         say(f"{count:,} predictions in {output}")
+
+
+def _tell_scores(head: Path, source: str, scores: dict[str, Any], *, to_stderr: bool) -> None:
+    from spin_cli.prediction import seen_split
+
+    show_scores(scores, to_stderr=to_stderr)
+    if found := scores.get("answered"):
+        right = "" if found["accuracy"] is None else f", {found['accuracy']:.4f} of them right"
+        say(f"answers {found['share']:.1%} of {scores['rows']:,} texts{right}")
+    if seen := seen_split(head, source):
+        say(f"note: {source} is the head's own {seen} data: scores of it are too good")
 
 
 def _check_input(head: Path, source: str) -> None:

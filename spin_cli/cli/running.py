@@ -200,7 +200,7 @@ def show_scores(scores: dict[str, Any], *, to_stderr: bool) -> None:
             ],
         )  # fmt: skip
     print_table(
-        f"Reliability (expected calibration error {scores['ece']:.4f})",
+        f"Reliability (calibration error {scores['ece']:.4f})",
         ["probability", "rows", "stated", "right"],
         [
             [f"{b['from']:.1f} to {b['to']:.1f}", f"{b['rows']:,}", f"{b['stated']:.3f}",

@@ -210,6 +210,14 @@ def _to_label(value: object, line: int, rules: Rules) -> str | None:
     return None if name is None else name.strip()
 
 
+def id_of(record: Record, rules: Rules) -> str | None:
+    """The id of a record that cannot be used otherwise; None where that is what is wrong."""
+    try:
+        return _to_id(record[3], record[0], rules)
+    except DataError:
+        return None
+
+
 def _to_id(value: object, line: int, rules: Rules) -> str:
     column = rules.wanted.id
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from spin_cli.choices import Format
 from spin_cli.dataset.arrow import is_saved_dataset, parquet_records, saved_records
-from spin_cli.dataset.cells import Row, Rules, finish_row
+from spin_cli.dataset.cells import Row, Rules, finish_row, id_of
 from spin_cli.dataset.csv_records import csv_records
 from spin_cli.dataset.formats import STDIN, detect_format, import_parquet
 from spin_cli.dataset.labels import check_separator
@@ -29,7 +29,7 @@ class BadRow:
     """A row that cannot be used, in its place among the others."""
 
     id: str | None
-    """The row number, where rows are numbered; else unknown."""
+    """As of a `Row`; None where that is what is wrong, or the row cannot be parsed."""
     line: int
     error: DataError
 
@@ -151,6 +151,6 @@ def _finish_rows(records: Iterator[Record | Fault], rules: Rules) -> Iterator[Ro
         try:
             row = finish_row(record, number, rules)
         except DataError as error:
-            yield BadRow(key, record[0], error)
+            yield BadRow(key or id_of(record, rules), record[0], error)
             continue
         yield row

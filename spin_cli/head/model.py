@@ -118,6 +118,8 @@ class Head:
         UsageError
             There is no such class, no such number, or the likeliest of more than two is given.
         """
+        if not isinstance(limits, Mapping):
+            raise UsageError(f"decision thresholds {limits!r}: expected a probability by class")
         for name, limit in limits.items():
             if name not in self.classes:
                 raise UsageError(

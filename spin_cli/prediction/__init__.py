@@ -2,7 +2,7 @@
 
 from spin_cli.prediction.exits import check_exit
 from spin_cli.prediction.predictor import Predictor, open_predictor, settle
-from spin_cli.prediction.scoring import Evaluation
+from spin_cli.prediction.scoring import Evaluation, seen_split
 from spin_cli.prediction.stream import Prediction, predict, read_input
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "open_predictor",
     "predict",
     "read_input",
+    "seen_split",
     "settle",
 ]

@@ -128,6 +128,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         predictor = open_predictor(Path(self.head), config)
         self.classes_ = np.array(predictor.head.classes)
         self.multilabel_ = predictor.head.multi_label
+        self.fitted_with_ = self.get_params()
         self.predictor_ = predictor  # last: by it other threads know that all is there
         return self
 
@@ -201,11 +202,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self, "classes_")
-        if not hasattr(self, "predictor_"):  # it was pickled, without
+        if self._behind():
             with _LOADING:
-                if not hasattr(self, "predictor_"):
+                if self._behind():
                     self.fit()
         return self.predictor_
+
+    def _behind(self) -> bool:
+        """Whether it was pickled, without the model, or has had other parameters set since."""
+        return not hasattr(self, "predictor_") or self.fitted_with_ != self.get_params()
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot be pickled, and is loaded again: the model, as hooked as it is."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import metrics
+from spin_cli import artifacts, metrics
 from spin_cli.dataset import split_labels
+from spin_cli.dataset.streams import hash_file
 from spin_cli.errors import DataError
 from spin_cli.fields import to_plain
 from spin_cli.head import Head
 from spin_cli.label_metrics import macro_f1, micro_f1
-from spin_cli.prediction.operating import operating_points
+from spin_cli.operating import operating_points
 from spin_cli.prediction.stream import Prediction
 
 CONFIDENCE, BINS = 0.95, 10
@@ -78,11 +80,22 @@ class Evaluation:
         scores["intervals"] = intervals(codes, probs, predicted)
         bins = reliability(metrics.right(codes, predicted), metrics.certainty(probs, predicted))
         scores["reliability"] = {"bins": bins}
-        if points := operating_points(codes, probs, self._head):
+        if points := operating_points(codes, probs, self._head.classes):
             scores["operating_points"] = points
         if self._head.abstain_below is not None:
             scores["answered"] = self._head.answered(codes, probs)
         return dict(to_plain(scores))
+
+
+def seen_split(folder: Path, source: str) -> str | None:
+    """Whether the file *source* is the train or val data of the head in *folder*, and which."""
+    path = Path(source)
+    if source == "-" or not path.is_file():
+        return None
+    known = artifacts.read_manifest(folder, "head").get("data", [])
+    splits = {entry["sha256"]: entry["split"] for entry in known}
+    found = splits.get(hash_file(path)[0])
+    return None if found == "test" else found
 
 
 def intervals(

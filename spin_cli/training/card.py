@@ -34,7 +34,7 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
         f" ({head.model['architecture']}); trained on {rows} texts.",
         "",
         f"Chosen on {judged['rows']} {judged['what']} texts by {report['metric']}:"
-        f" {_how(chosen)}, {_decisions(head, report)}, no answer below {head.abstain_below}.",
+        f" {_how(chosen)}, {_decisions(head, report)}.",
         "",
         f"| split | classifier | {'all labels right' if several else 'accuracy'} | macro-F1"
         f"{' | micro-F1' if several else ''} | log loss | calibration error |",
@@ -51,6 +51,8 @@ def model_card(head: Head, report: dict[str, Any]) -> str:
                 )
     if several:
         lines += _labels(report)
+    if "operating_points" in report:
+        lines += _points(report)
     if decided := decision_lines(report):
         lines += ["", *(f"- {line}" for line in decided)]
     lines += ["", *_comparison(report), *(f"Note: {note}." for note in report["notes"])]
@@ -119,11 +121,15 @@ def _classes(head: Head) -> list[str]:
 
 
 def _decisions(head: Head, report: dict[str, Any]) -> str:
-    temperature = report["calibration"]["temperature"]
-    if not head.multi_label:
-        return f"temperature {temperature:.3g}, threshold {head.threshold}"
-    low, high = min(temperature), max(temperature)
-    return f"temperatures {low:.3g} to {high:.3g}, a threshold for each label"
+    temperature, below = report["calibration"]["temperature"], head.abstain_below
+    last = "" if below is None else f", no answer below {below:.4g}"
+    if head.multi_label:
+        low, high = min(temperature), max(temperature)
+        return f"temperatures {low:.3g} to {high:.3g}, a threshold for each label{last}"
+    how = "the likeliest class"
+    if head.threshold is not None:
+        how = f"{head.classes[1]!r} from a probability of {head.threshold:.4g} on"
+    return f"temperature {temperature:.3g}, the answer {how}{last}"
 
 
 def _labels(report: dict[str, Any]) -> list[str]:
@@ -140,6 +146,23 @@ def _labels(report: dict[str, Any]) -> list[str]:
             f" | {_sure(s, 'recall')} | {_sure(s, 'f1')} | {area} | {s['rows']} |"
         )
     return lines
+
+
+def _points(report: dict[str, Any]) -> list[str]:
+    return [
+        "",
+        f"Decision thresholds by false positive rate, on {report['judged_on']['what']} texts:",
+        "",
+        "| class | false positives | at most | threshold | recall | precision |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {p['false_positive_rate']:.2%} | {p['max_false_positive_rate']:.1%}"
+            f" | {p['threshold']} | {p['recall']:.4f}"
+            f" | {'–' if p['precision'] is None else format(p['precision'], '.4f')} |"
+            for name, points in report["operating_points"].items()
+            for p in points
+        ),
+    ]
 
 
 def _sure(scores: dict[str, Any], metric: str) -> str:

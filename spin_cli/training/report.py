@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from spin_cli import metrics
 from spin_cli.head import Head
+from spin_cli.operating import operating_points
 from spin_cli.training.calibration import Scaling
 from spin_cli.training.card import told_split
 from spin_cli.training.inputs import Inputs, make_reader
@@ -53,6 +54,11 @@ def measure(
             f"no test rows: scores are of {found.evidence.what} rows ({len(found.evidence.codes)}),"
             " on which choices were made too, and a little too good"
         )
+    if {inputs.config.target_precision, inputs.config.target_recall} != {None}:
+        notes.append(
+            "SPIN's scores are at the threshold that reaches the target, the others' at those that"
+            f" are best for {inputs.metric.value}"
+        )
     report = {
         **({"multi_label": True} if head.multi_label else {}),
         "metric": inputs.metric.value,
@@ -78,6 +84,9 @@ def measure(
     }
     if head.abstain_below is not None:
         report["answered"] = {name: head.answered(y[name], probs) for name, probs in spin.items()}
+    judged = found.evidence.what
+    if points := operating_points(y[judged], spin[judged], inputs.classes):
+        report["operating_points"] = points
     if target := _target(report, head, inputs):
         report["target"] = target
     _compare(report, spin, rivals, y, inputs, limits, found.evidence.what)

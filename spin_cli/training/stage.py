@@ -133,6 +133,10 @@ def train(
             "request": request_of(selection, config),
             "parent": artifacts.parent_entry(output, source, selection),
             "classes": inputs.classes,
+            "data": [
+                {name: entry.get(name) for name in ("split", "sha256")}
+                for entry in inputs.activations["request"]["data"]
+            ],
         }
         if head.multi_label:
             content["multi_label"] = True

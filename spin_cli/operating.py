@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from spin_cli.head import Head
 
 RATES = (0.001, 0.01, 0.05)
 """Shares of the rows without a class that may be given it."""
 
 
 def operating_points(
-    codes: NDArray[Any], probs: NDArray[np.float64], head: Head
+    codes: NDArray[Any], probs: NDArray[np.float64], classes: Sequence[str]
 ) -> dict[str, list[dict[str, float]]]:
     """Points of the ROC curve of each class that has a threshold: of two classes, or of labels.
 
@@ -22,20 +21,20 @@ def operating_points(
     ----------
     codes : (n,) true class numbers, or (n, n_classes), 1 where a label applies
     probs : (n, n_classes)
-    head : Head
+    classes : their names
 
     Returns
     -------
     dict
         By class a list of ``max_false_positive_rate``, and of the lowest threshold that keeps to
-        it: ``threshold`` (`Head.deciding_at`), ``false_positive_rate``, ``recall``,
+        it: ``threshold`` (``--decision-threshold``), ``false_positive_rate``, ``recall``,
         ``precision`` (NaN where the class is given to no row). Left out are rates that take more
         rows than there are, and what no threshold up to 1 reaches.
     """
-    if not head.multi_label and len(head.classes) != 2:
+    if codes.ndim == 1 and len(classes) != 2:
         return {}
     found = {}
-    for code, name in enumerate(head.classes):
+    for code, name in enumerate(classes):
         truth = codes[:, code] == 1 if codes.ndim == 2 else codes == code
         points = [_point(truth, probs[:, code], rate) for rate in RATES]
         found[name] = [point for point in points if point is not None]
