@@ -134,7 +134,8 @@ def test_head(spin, run, tmp_path):
         skipped = {"per_class", "operating_points"}
         assert keys(report, skipped) <= named("head/metrics.json")
     assert "hidden.weight" in named("head/head.safetensors")
-    assert {"answered", "operating_points"} <= set(report)
+    assert "answered" in report
+    assert "operating_points" in artifacts.read_json(run / "head/metrics.json")
 
 
 def test_export(spin, run, tmp_path):
