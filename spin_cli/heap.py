@@ -23,6 +23,9 @@ KEPT = 64 * 2**20
 """Bytes that may stay free at the heap's end, so that batch after batch does not ask anew."""
 READ_BETWEEN = 2**13
 """Tokens after which free pages are looked for."""
+READ_WITHIN = 2**14
+"""The same while other batches hold memory: where texts are long a window has 250 batches, whose
+holes add up to 20 MB. One of sentences ends before."""
 SETTINGS = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
@@ -66,10 +69,10 @@ def frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def watch() -> Callable[[int], None]:
+def watch(every: int = READ_BETWEEN) -> Callable[[int], None]:
     """A function to be told of tokens read, which hands the heap's free pages back now and then.
 
-    To be called when no batch holds memory: what batches of many shapes left free is then whole.
+    Best called when no batch holds memory: what batches of many shapes left free is then whole.
     The next batches fault the pages in again; after every batch that took an eighth of the time of
     a small model.
     """
@@ -79,7 +82,7 @@ def watch() -> Callable[[int], None]:
     def step(tokens: int) -> None:
         nonlocal read
         read += tokens
-        if read >= READ_BETWEEN and trim is not None:
+        if read >= every and trim is not None:
             trim(0)
             read = 0
 

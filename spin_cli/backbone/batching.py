@@ -21,6 +21,9 @@ a CPU rearranges every weight for every batch, for as long as 130 tokens take it
 ENCODED_AT_ONCE = 128
 """Texts given to the tokenizer at once, which keeps far more of each token than its number: a whole
 window of long texts took 40 MB of memory more."""
+_NUMBERS: dict[int, int] = {}
+"""Each token id that has occurred, once: a window of long texts takes 28 bytes a token less, 10 MB,
+than with a number of its own for every token."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def refuse_parts(encoded: Sequence[Encoded]) -> None:
 def _fit(backbone: Backbone, tokens: Tokens, place: str) -> Encoded:
     """Bring one text to the limit."""
     limit, long = backbone.max_length, backbone.options.long
-    ids, head, tail = tokens.ids, tokens.head, tokens.tail
+    ids = [_NUMBERS.setdefault(number, number) for number in tokens.ids]
+    head, tail = tokens.head, tokens.tail
     if not ids:
         raise DataError(f"{place}: the text has no tokens")
     if len(ids) <= limit:

@@ -104,7 +104,7 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
         with heap.frozen(), texts as coming, _storing(plan) as later:
             for window, encoded in coming:
                 progress("extract", done, total)
-                step = _step(progress, done, total)
+                step = _step(progress, done, total, encoded)
                 blocks, lengths = compute_window(
                     plan.model, plan.features, plan.storage_dtype, encoded, step, room, later
                 )
@@ -167,9 +167,20 @@ def _encode_windows(
         yield window, backbone.encode(plan.model, [row.text for row in found], places=places)
 
 
-def _step(progress: Progress, start: int, total: int) -> Callable[[int], None]:
-    """What is done after every batch of a window."""
-    return lambda done: progress("extract", start + done, total)
+def _step(
+    progress: Progress, start: int, total: int, encoded: Sequence[backbone.Encoded]
+) -> Callable[[int], None]:
+    """What is done after every batch of a window: tell how far it is, and hand free pages back."""
+    tidy, mean = heap.watch(heap.READ_WITHIN), sum(e.n_tokens for e in encoded) / len(encoded)
+    told = 0
+
+    def step(done: int) -> None:
+        nonlocal told
+        progress("extract", start + done, total)
+        tidy(round(mean * (done - told)))
+        told = done
+
+    return step
 
 
 def _log(
