@@ -143,7 +143,7 @@ def time_texts(name: str, whole, texts: list[str], folder: Path, rounds: int) ->
     for depth in DEPTHS[name]:
         predictor = prediction.open_predictor(folder / str(depth), PredictConfig())
         encoded = predictor.encode(texts)
-        plan = backbone.plan_batches([len(e.ids) for e in encoded], whole.batch_tokens)
+        plan = backbone.plan_for(whole, [len(e.ids) for e in encoded])
         batches = [[encoded[row].ids for row in batch] for batch in plan]
         bare, spin, usual, ends = in_turn(
             rounds,

@@ -136,6 +136,17 @@ def test_resume_names_the_options_that_were_others(
     assert out.read_bytes() == content
 
 
+def test_resume_takes_no_column_of_the_input_for_its_own(spin, head, tmp_path):
+    rows = [(text, "mine", "x") for text in TEXTS]
+    source = write_csv(tmp_path / "in.csv", rows, ("text", "label_1", "prob_1"))
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    assert spin("predict", head, source, "--keep-columns", "-o", whole).code == 0
+    part.write_bytes(whole.read_bytes()[:-50])
+    done = spin("predict", head, source, "--keep-columns", "-o", part, "--resume")
+    assert done.code == 0, done.err
+    assert part.read_bytes() == whole.read_bytes()
+
+
 def test_a_table_needs_its_column_of_errors(spin, head, source, tmp_path):
     out, options = tmp_path / "out.csv", ("--output-format", "csv", "--resume")
     assert spin("predict", head, source, "-o", out, *options[:2]).code == 3

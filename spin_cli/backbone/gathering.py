@@ -261,21 +261,26 @@ def _run(
     keys: list[Key] = []
     there: list[torch.Tensor] = []
     here: list[torch.Tensor] = []
+    held = 0
     device = backbone.device
     wait = out.once or device.type not in STORED_AT_ONCE
     # Of several GPUs only the first one is waited for; Apple's would not be.
     together = device.type == "cuda" and backbone.options.device_map is None
 
     def take() -> None:
+        nonlocal held
         here.extend(fetch(there) if together else (vectors.cpu() for vectors in there))
         there.clear()
+        held = 0
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
+        nonlocal held
         vectors = vectors.to(STORED[out.dtype])
         if wait:
             keys.append((layer, site, pooling))
             there.append(vectors)
-            if not together or sum(each.nbytes for each in there) > FETCHED_BYTES:
+            held += vectors.nbytes
+            if not together or held > FETCHED_BYTES:
                 take()
         else:
             out.store(layer, site, pooling, rows, bits(vectors.cpu()))

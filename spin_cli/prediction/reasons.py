@@ -175,7 +175,7 @@ def add_tokens(
     keys = list(predictor.places)
     ends = np.cumsum([len(feature.neurons) for feature in predictor.head.features])
     backbone.refuse_parts(encoded)
-    for batch in backbone.plan_batches([len(e.ids) for e in encoded], predictor.model.batch_tokens):
+    for batch in backbone.plan_for(predictor.model, [len(e.ids) for e in encoded]):
         places: dict[tuple[str, Site], list[tuple[int, int, int, Pooling]]] = {}
         for at, row in enumerate(batch):
             for j in order[row].tolist():

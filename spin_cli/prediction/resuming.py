@@ -83,7 +83,7 @@ def go_on(
     latest: deque[tuple[Row, Prediction]] = deque(maxlen=COMPARED)
     for number, (record, offset) in enumerate(_records(path, config.output_format), 1):
         item = _matching(path, number, record, items)
-        found = _restore(path, number, record, item, predictor)
+        found = _restore(path, number, record, item, predictor, config.top)
         since.append((item, found))
         if isinstance(item, Row) and found.error is None:
             # As in `writing`, the first row that brings the input's columns settles the table's.
@@ -171,7 +171,12 @@ def _predictions_only(path: Path, number: int) -> Iterator[None]:
 
 
 def _restore(
-    path: Path, number: int, record: dict[str, Any], item: Item, predictor: Predictor
+    path: Path,
+    number: int,
+    record: dict[str, Any],
+    item: Item,
+    predictor: Predictor,
+    top: int | None,
 ) -> Prediction:
     """A written row as a prediction, as far as it tells whether this head wrote it."""
     if record.get("error") and not record.get("prob"):  # a kept column may have this name too
@@ -179,7 +184,7 @@ def _restore(
     with _predictions_only(path, number):
         named = record.get("probs")
         if named is None:  # a table, with a column for each class
-            named = _of_columns(record, predictor.head.classes)
+            named = _of_columns(record, predictor.head.classes, top)
         probs = {str(name): float(p) for name, p in named.items()}
         label = _label(record["label"], predictor)
         given = label if isinstance(label, list) else [label]
@@ -189,11 +194,14 @@ def _restore(
     return Prediction(item.id, label=label, probs=probs)
 
 
-def _of_columns(record: dict[str, Any], classes: Sequence[str]) -> dict[str, str]:
-    """The probabilities of a table's row, by class; with ``--top`` of some of them."""
-    if "label_1" not in record:
+def _of_columns(record: dict[str, Any], classes: Sequence[str], top: int | None) -> dict[str, str]:
+    """The probabilities of a table's row, by class; with ``--top`` of some of them.
+
+    Without it a column of the input, carried through, may be called as those of ``--top`` are.
+    """
+    if top is None:
         return {name: record[f"prob_{name}"] for name in classes if f"prob_{name}" in record}
-    ranks = range(1, len(classes) + 1)
+    ranks = range(1, min(top, len(classes)) + 1)
     return {record[f"label_{k}"]: record[f"prob_{k}"] for k in ranks if f"label_{k}" in record}
 
 

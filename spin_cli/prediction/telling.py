@@ -128,8 +128,10 @@ def _other_threshold(record: dict[str, Any], head: Head) -> list[str]:
 def other_decision(label: str | Sequence[str], probs: Mapping[str, float], head: Head) -> list[str]:
     """The same of the thresholds by which *label* was decided from the written *probs*."""
     given = [label] if isinstance(label, str) else label
-    codes = [1, 0] if head.first_threshold is None and len(head.classes) == 2 else [0, 1]
-    for code in codes + list(range(2, len(head.classes))):
+    codes = list(range(len(head.classes)))
+    if len(codes) == 2 and head.first_threshold is None:
+        codes.reverse()  # the threshold is of the second
+    for code in codes:
         name = head.classes[code]
         limit = head.limit(code)
         if limit is None and len(head.classes) == 2:

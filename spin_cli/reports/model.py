@@ -145,7 +145,7 @@ def measure_speed(model: Backbone, texts: Sequence[str]) -> Speed:
 
 def _one_pass(model: Backbone, ids: Sequence[Sequence[int]]) -> dict[str, float]:
     """Seconds until each layer is known, summed over batches of texts (token *ids*)."""
-    planned = backbone.plan_batches([len(tokens) for tokens in ids], model.batch_tokens)
+    planned = backbone.plan_for(model, [len(tokens) for tokens in ids])
     batches = [[ids[row] for row in batch] for batch in planned]
     wanted = [(layer, Site.HIDDEN) for layer in model.layout.layers]
     seconds = dict.fromkeys(model.layout.layers, 0.0)
@@ -180,7 +180,7 @@ def token_values(
     encoded = backbone.encode(model, texts)
     whole = [row for row, item in enumerate(encoded) if not item.parts]
     found: list[list[Piece] | None] = [None] * len(texts)
-    for batch in backbone.plan_batches([len(encoded[r].ids) for r in whole], model.batch_tokens):
+    for batch in backbone.plan_for(model, [len(encoded[r].ids) for r in whole]):
         rows = [whole[at] for at in batch]
 
         def take(_layer: str, _site: Site, states: torch.Tensor, rows: list[int] = rows) -> None:
