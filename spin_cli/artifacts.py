@@ -25,7 +25,7 @@ from spin_cli.fields import MANIFEST as MANIFEST
 from spin_cli.fields import check_kinds
 from spin_cli.fields import read_json as read_json
 from spin_cli.fields import to_plain as to_plain
-from spin_cli.workers import side_by_side, worker_count
+from spin_cli.workers import side_by_side
 
 SCHEMA = 1
 """Version of the folder layouts; raised when an older spin could no longer read them."""
@@ -88,21 +88,27 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(
-    folder: Path, kind: str, content: Mapping[str, Any], *, leave_out: Collection[str] = ()
+    folder: Path,
+    kind: str,
+    content: Mapping[str, Any],
+    *,
+    leave_out: Collection[str] = (),
+    hashed: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write ``manifest.json``: *content*, versions, size and SHA-256 of every file, fingerprint.
 
-    Files named in *leave_out* are none of the artifact's.
+    Files named in *leave_out* are none of the artifact's; those in *hashed* have the hash that is
+    given there, under a name of its own.
     """
-    others = (MANIFEST, LOG, *leave_out)
+    others, given = (MANIFEST, LOG, *leave_out), hashed or {}
     paths = [path for path in sorted(folder.iterdir()) if path.name not in others]
-    sizes = {path: path.stat().st_size for path in paths}
-    # Twice as many at once as there are cores: else 33 layers on 16 cores take three rounds.
-    hashes = side_by_side(sha256_file, paths, 2 * worker_count(0), size=sizes.__getitem__)
-    files = {
-        path.name: {"bytes": sizes[path], "sha256": digest}
-        for path, digest in zip(paths, hashes, strict=True)
-    }
+
+    def entry(path: Path) -> dict[str, Any]:
+        found = given[path.name] if path.name in given else {"sha256": sha256_file(path)}
+        return {"bytes": path.stat().st_size, **found}
+
+    entries = side_by_side(entry, paths, 0, size=lambda path: path.stat().st_size)
+    files = {path.name: found for path, found in zip(paths, entries, strict=True)}
     manifest = {
         "kind": kind,
         "schema": SCHEMA,

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from spin_cli.errors import ArtifactError
 
-UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
+UNREADABLE = (
+    OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError
+)  # fmt: skip
 """What h5py raises for objects that it does not understand."""
 TEXT = "text"
 ANY = range(2**62)

@@ -17,6 +17,7 @@ from spin_cli.config import decisive
 from spin_cli.dataset import find_sources, places
 from spin_cli.errors import ArtifactError, SpinError
 from spin_cli.recipe import CONFIGS, FILE, NESTED, Recipe, Sections, defaults, read_toml, to_toml
+from spin_cli.verification import check_sum
 
 STAGES = ("activations", "selection", "head")
 """Folders of a run, each made from the one before."""
@@ -77,7 +78,8 @@ def state_of(stage: str, folder: Path, recipe: Recipe, *, checksums: bool = Fals
         if "spin" not in manifest["versions"]:
             return State(stage, Standing.FOREIGN, (f"{path} was written by another program",))
         if checksums:
-            _check_sums(path, manifest)
+            for name in manifest["files"]:
+                check_sum(path, manifest, name)
         differing = _reasons(stage, path, manifest, recipe)
     except ArtifactError as error:
         return State(stage, Standing.CORRUPT, (error.message,))
@@ -117,12 +119,6 @@ def refuse_others(folder: Path, recipe: Recipe, wanted: Mapping[str, Any]) -> No
             f"{path}: holds the activations of {told}",
             "Name another folder with -o, or give --force to replace the whole run.",
         )
-
-
-def _check_sums(path: Path, manifest: Mapping[str, Any]) -> None:
-    for name, entry in manifest["files"].items():
-        if artifacts.sha256_file(path / name) != entry.get("sha256"):
-            raise ArtifactError(f"{path / name}: its bytes are not those that were written")
 
 
 def _reasons(stage: str, path: Path, manifest: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:

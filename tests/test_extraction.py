@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import filecmp
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from hypothesis import strategies as st
 
 from spin_cli import activations, artifacts, atomic, backbone, extraction, workers
 from spin_cli.activations import features_of
+from spin_cli.activations.places import Place
 from spin_cli.backbone import gathering
 from spin_cli.backbone.batching import split
 from spin_cli.choices import Long, Pooling, Site, StorageDtype
@@ -356,6 +359,67 @@ def test_verify_is_content_with_what_was_written(straight):
     assert all(check.ok for check in checks), checks
     assert checks[-1].what == "recomputed rows"
     assert "5 rows" in checks[-1].found
+
+
+def test_a_layer_files_hash_is_that_of_its_blocks_and_of_what_is_beside_them(straight):
+    """As docs/formats.md says it, and the places as h5py gives them."""
+    manifest = artifacts.read_manifest(straight)
+    rows, step = manifest["counts"]["rows"], manifest["request"]["batching"]["window_rows"]
+    assert 1 < step < rows
+    layers = {name: entry for name, entry in manifest["files"].items() if name != "samples.h5"}
+    assert len(layers) > 1
+    for name, entry in layers.items():
+        beside = np.ones(entry["bytes"], bool)
+        hashes = b""
+        with h5py.File(straight / name) as file:
+            for feature in manifest["features"]:
+                if f"{feature['layer']}.h5" != name:
+                    continue
+                dataset = file[feature["site"]][feature["pooling"]]
+                for start in range(0, rows, step):
+                    hashes += hashlib.sha256(dataset[start : start + step].tobytes()).digest()
+                row_bytes = dataset.dtype.itemsize * dataset.shape[1]
+                for index in range(dataset.id.get_num_chunks()):
+                    chunk = dataset.id.get_chunk_info(index)
+                    held = min(dataset.chunks[0], rows - chunk.chunk_offset[0]) * row_bytes
+                    beside[chunk.byte_offset : chunk.byte_offset + held] = False
+        assert 0 < beside.sum() < len(beside) // 2
+        whole = np.fromfile(straight / name, np.uint8)
+        hashes += hashlib.sha256(whole[beside].tobytes()).digest()
+        assert entry["blocks_sha256"] == hashlib.sha256(hashes).hexdigest()
+        assert entry["block_rows"] == step
+
+
+def test_rows_that_lie_together_are_one_piece():
+    place = Place(chunk_rows=3, row_bytes=10, offsets=[100, 130, 500, 530, 400])
+    assert list(place.pieces(0, 1)) == [(100, 10)]
+    assert list(place.pieces(1, 7)) == [(110, 50), (500, 20)]
+    assert list(place.pieces(8, 6)) == [(520, 40), (400, 20)]
+    assert list(place.pieces(4, 0)) == []
+    every = [
+        byte for start, count in place.pieces(0, 15) for byte in range(start, start + count, 10)
+    ]
+    plain = [place.offsets[row // 3] + row % 3 * 10 for row in range(15)]
+    assert every == plain
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"block_rows": 0}, {"block_rows": -3}, {"block_rows": True}, {"block_rows": "8"},
+        {"block_rows": None}, {"block_rows": 2**70}, {"blocks_sha256": None},
+        {"blocks_sha256": []}, {"blocks_sha256": "0" * 64},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_verify_takes_no_word_of_a_stranger_for_blocks(straight, tmp_path, entry):
+    copy = shutil.copytree(straight, tmp_path / "activations")
+    manifest = artifacts.read_json(copy / "manifest.json")
+    manifest["files"]["layer_01.h5"].update(entry)
+    manifest["fingerprint"] = artifacts.fingerprint(manifest)
+    manifest["checksum"] = artifacts.checksum(manifest)
+    atomic.write_json(copy / "manifest.json", manifest)
+    assert [check.what for check in verify(copy, rows=0) if check.ok is False] == ["layer_01.h5"]
 
 
 def test_verify_finds_one_flipped_bit_anywhere(straight, tmp_path):

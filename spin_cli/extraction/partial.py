@@ -1,7 +1,7 @@
 """The folder in which activations are built, and the notes in it by which a run is resumed.
 
-Beside the layer files lie three small files of fixed size: whether each *window* of rows is done
-(one byte), tokens of each row, and overflows of each window and matrix. A window's byte is set
+Beside the layer files lie small files of fixed size: whether each *window* of rows is done (one
+byte), tokens of each row, overflows and hash of each window and matrix. A window's byte is set
 after everything else of it is on the disk. So windows may be done in any order, by any number of
 processes, and a kill at any moment loses at most the windows in work. When all are done, the
 manifest is written; from then on it stands for the notes, which go before the folder is renamed.
@@ -9,6 +9,7 @@ manifest is written; from then on it stands for the notes, which go before the f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import activations, artifacts, atomic, workers
-from spin_cli.activations import Feature, RowWriter
+from spin_cli.activations import Feature, RowWriter, by_file
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.planning import Plan
 from spin_cli.extraction.windows import settle_overflow, write_at
 
-REQUEST, WINDOWS, LENGTHS, OVERFLOWS = "request.json", "windows.bin", "lengths.bin", "overflows.bin"
-NOTES = (LENGTHS, WINDOWS, OVERFLOWS, REQUEST)
+REQUEST, WINDOWS, LENGTHS = "request.json", "windows.bin", "lengths.bin"
+OVERFLOWS, HASHES = "overflows.bin", "hashes.bin"
+NOTES = (LENGTHS, WINDOWS, OVERFLOWS, HASHES, REQUEST)
+HASH_BYTES = 32
 FILES_AT_ONCE = 8
 """Layer files that are made, and matrices that are written, side by side."""
 
@@ -44,6 +47,8 @@ class Partial:
         """Numbers of the windows that are still to do."""
         if self.whole:
             return []
+        if request_of(self.folder) is None:  # see `make`
+            return list(range(len(self.plan.windows)))
         done = self._read(WINDOWS, np.uint8, len(self.plan.windows))
         return [int(index) for index in np.flatnonzero(done == 0)]
 
@@ -66,27 +71,79 @@ class Partial:
             )
         return values
 
-    def store(self, writer: RowWriter, window: int, feature: Feature, block: NDArray[Any]) -> int:
-        """Write one feature of a window; how many values float16 could not hold."""
+    def make(self) -> None:
+        """Make the files, unless an interrupted run has made them.
+
+        Raises
+        ------
+        OSError
+            Among others ``ENOSPC``: all space is claimed here.
+        """
+        if request_of(self.folder) is not None:
+            return
+        plan, rows, windows = self.plan, len(self.plan.dataset), len(self.plan.windows)
+
+        def create(mine: list[Feature]) -> bytes:
+            return activations.create_layer(
+                self.folder / mine[0].file, mine, rows, plan.storage_dtype
+            )
+
+        # While one file is synced, others are made.
+        layers = list(by_file(plan.features).values())
+        beside = workers.side_by_side(create, layers, FILES_AT_ONCE)
+        np.zeros(rows, np.int32).tofile(self.folder / LENGTHS)
+        np.zeros((windows, len(plan.features)), np.int64).tofile(self.folder / OVERFLOWS)
+        (self.folder / HASHES).write_bytes(
+            bytes(windows * len(plan.features) * HASH_BYTES) + b"".join(beside)
+        )
+        np.zeros(windows, np.uint8).tofile(self.folder / WINDOWS)
+        for name in (LENGTHS, OVERFLOWS, HASHES, WINDOWS):
+            atomic.sync(self.folder / name)
+        # Last: its presence means that all is in place.
+        atomic.write_json(self.folder / REQUEST, artifacts.to_plain(plan.request))
+
+    def store(
+        self, writer: RowWriter, window: int, feature: Feature, block: NDArray[Any]
+    ) -> tuple[int, bytes]:
+        """Write one feature of a window; how many values float16 could not hold, and its hash."""
         plan, start = self.plan, self.plan.windows[window].start
         compute = str(plan.model.dtype).removeprefix("torch.")
         count = settle_overflow(block, feature, start, plan.storage_dtype, compute)
         writer.write(feature, start, block)
-        return count
+        return count, activations.hash_block(block)
 
     def note(
         self,
         writer: RowWriter,
         window: int,
         lengths: NDArray[np.int32],
-        overflows: NDArray[np.int64],
+        stored: Sequence[tuple[int, bytes]],
     ) -> None:
-        """Sync a window of which every feature is stored, and only then note that it is there."""
+        """Sync a window of which every feature is *stored*, and only then note that it is there."""
         writer.sync()
+        overflows = np.array([count for count, _ in stored], np.int64)
+        hashes = np.frombuffer(b"".join(digest for _, digest in stored), np.uint8)
         start = self.plan.windows[window].start
         write_at(self.folder / LENGTHS, lengths, start * lengths.itemsize)
         write_at(self.folder / OVERFLOWS, overflows, window * overflows.nbytes)
+        write_at(self.folder / HASHES, hashes, window * hashes.nbytes)
         write_at(self.folder / WINDOWS, np.ones(1, np.uint8), window)
+
+    def hashed(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of each layer file beside its size."""
+        plan, files = self.plan, by_file(self.plan.features)
+        blocks = len(plan.windows) * len(plan.features)
+        found = self._read(HASHES, np.uint8, (blocks + len(files)) * HASH_BYTES)
+        shape = len(plan.windows), len(plan.features), HASH_BYTES
+        of_blocks = found[: blocks * HASH_BYTES].reshape(shape).swapaxes(0, 1)
+        beside = found[blocks * HASH_BYTES :].reshape(-1, HASH_BYTES)
+        entries, first = {}, 0
+        for name, rest in zip(files, beside, strict=True):
+            mine = of_blocks[first : first + len(files[name])]
+            total = activations.join_hashes([mine.tobytes()], rest.tobytes())
+            entries[name] = {"block_rows": plan.window_rows, "blocks_sha256": total}
+            first += len(files[name])
+        return entries
 
     def remove_notes(self) -> None:
         """Remove what only the run itself needed."""
@@ -119,37 +176,18 @@ def progress_of(folder: Path) -> tuple[dict[str, Any], int, int] | None:
 
 
 def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
-    """Make *folder* and the files in it, or find those of an interrupted run.
+    """Make *folder* for `Partial.make`, or find the files of an interrupted run in it.
 
     Raises
     ------
     ArtifactError
         The run was begun with other options, data, model or versions; they are named.
-    OSError
-        Among others ``ENOSPC``: all space is claimed here.
     """
-    request = artifacts.to_plain(plan.request)
     if not force and (begun := request_of(folder)) is not None:
-        refuse_other(folder, begun, request)
+        refuse_other(folder, begun, artifacts.to_plain(plan.request))
         return Partial(folder, plan)
     folder.mkdir(parents=True, exist_ok=True)
     atomic.clear(folder)
-    rows = len(plan.dataset)
-    by_layer: dict[str, list[Feature]] = {}
-    for feature in plan.features:
-        by_layer.setdefault(feature.layer, []).append(feature)
-
-    def create(mine: list[Feature]) -> None:
-        activations.create_layer(folder / mine[0].file, mine, rows, plan.storage_dtype)
-
-    # While one file is synced, others are made.
-    workers.side_by_side(create, list(by_layer.values()), FILES_AT_ONCE)
-    np.zeros(rows, np.int32).tofile(folder / LENGTHS)
-    np.zeros((len(plan.windows), len(plan.features)), np.int64).tofile(folder / OVERFLOWS)
-    np.zeros(len(plan.windows), np.uint8).tofile(folder / WINDOWS)
-    for name in (LENGTHS, OVERFLOWS, WINDOWS):
-        atomic.sync(folder / name)
-    atomic.write_json(folder / REQUEST, request)  # last: its presence means all is in place
     return Partial(folder, plan)
 
 

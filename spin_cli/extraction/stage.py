@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial as bind
 from itertools import islice
 from pathlib import Path
@@ -75,6 +75,8 @@ def run(
     with atomic.disk_errors(output), atomic.locked(folder, here.first):
         atomic.check_vacant(output, force=force)  # another process may just have finished it
         partial = prepare(planned, folder, force=force) if here.first else None
+        if partial and here.size > 1:  # the others look for them
+            partial.make()
         here.wait()
         partial = partial or join(planned, folder)
         pending = partial.pending()
@@ -98,10 +100,11 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
     if plan.model.device.type == "cpu":
         for block in room.values():
             block.fill(0)  # its pages are there from the start: what grows later is the heap
-    with RowWriter(partial.folder, plan.features) as writer, _writing(partial, writer) as write:
+    with _writing(partial) as (begin, write):
         tidy = heap.watch()
         texts = closing(workers.ahead(_encode_windows(plan, windows)))
         with heap.frozen(), texts as coming, _storing(plan) as later:
+            later(begin)
             for window, encoded in coming:
                 progress("extract", done, total)
                 step = _step(progress, done, total, encoded)
@@ -125,25 +128,34 @@ def _storing(plan: Plan) -> AbstractContextManager[backbone.Later]:
 
 @contextmanager
 def _writing(
-    partial: Partial, writer: RowWriter
-) -> Iterator[Callable[[int, Blocks, NDArray[np.int32]], None]]:
-    """A function that writes a window, its blocks side by side, and has a thread sync it.
+    partial: Partial,
+) -> Iterator[tuple[Callable[[], None], Callable[[int, Blocks, NDArray[np.int32]], None]]]:
+    """A function that makes and opens the files, and one that writes a window into them.
 
-    When it returns, the blocks may be filled anew: they are in the system's cache. On a CPU nothing
-    is lost by waiting for that: the forward pass keeps all cores busy, and waits for the slowest.
+    Blocks are written side by side, and a thread syncs them. When the function returns, they may be
+    filled anew: they are in the system's cache. On a CPU nothing is lost by waiting for that: the
+    forward pass keeps all cores busy, and waits for the slowest.
     """
+    opened: list[RowWriter] = []
     synced: list[Future[None]] = []
     count = min(workers.worker_count(0), FILES_AT_ONCE)
-    with ThreadPoolExecutor(count) as writers, ThreadPoolExecutor(1) as syncer:
+    with (
+        ExitStack() as files, ThreadPoolExecutor(count) as writers, ThreadPoolExecutor(1) as syncer
+    ):  # fmt: skip
+
+        def begin() -> None:
+            partial.make()
+            opened.append(files.enter_context(RowWriter(partial.folder, partial.plan.features)))
 
         def write(window: int, blocks: Blocks, lengths: NDArray[np.int32]) -> None:
+            (writer,) = opened
             store = bind(partial.store, writer, window)
-            overflows = np.array(list(writers.map(store, blocks, blocks.values())), np.int64)
+            stored = list(writers.map(store, blocks, blocks.values()))
             while synced:
                 synced.pop().result()
-            synced.append(syncer.submit(partial.note, writer, window, lengths, overflows))
+            synced.append(syncer.submit(partial.note, writer, window, lengths, stored))
 
-        yield write
+        yield begin, write
         while synced:
             synced.pop().result()
 
@@ -242,7 +254,9 @@ def complete(partial: Partial, log: dict[str, Any]) -> None:
     seen = [artifacts.seen_from(folder, source.path) for source in plan.dataset.sources]
     artifacts.write_log(folder, log | {"data": seen})
     content = _content(plan, lengths, overflows)
-    artifacts.write_manifest(folder, "activations", content, leave_out=NOTES)
+    artifacts.write_manifest(
+        folder, "activations", content, leave_out=NOTES, hashed=partial.hashed()
+    )
 
 
 def _content(

@@ -1,6 +1,6 @@
 """Checking that an artifact is still what was written."""
 
 from spin_cli.verification.recomputing import Check
-from spin_cli.verification.stage import TOLERANCE, verify
+from spin_cli.verification.stage import TOLERANCE, check_sum, verify
 
-__all__ = ["TOLERANCE", "Check", "verify"]
+__all__ = ["TOLERANCE", "Check", "check_sum", "verify"]

@@ -24,6 +24,7 @@ from spin_cli.choices import Bits, Pooling, Site, StorageDtype
 from spin_cli.config import DataConfig, ModelConfig, VerifyConfig
 from spin_cli.dataset import Row, reread
 from spin_cli.errors import ArtifactError, DataError, SpinError
+from spin_cli.fields import check_kinds
 from spin_cli.head import load_head
 from spin_cli.ranges import check_ranges
 from spin_cli.samples import read_samples
@@ -79,10 +80,10 @@ def _check_file(path: Path) -> Check:
         return _attempt(name, lambda: _check_manifest(folder))
     if name == artifacts.LOG:
         return _attempt(name, lambda: _check_log(folder))
-    entries = artifacts.read_json(folder / artifacts.MANIFEST).get("files", {})
-    if name not in entries:
+    manifest = artifacts.read_json(folder / artifacts.MANIFEST)
+    if name not in manifest.get("files", {}):
         return Check(name, False, f"not of the artifact in {folder}")
-    return _attempt(name, lambda: _check_sum(folder, name, entries[name]))
+    return _attempt(name, lambda: check_sum(folder, manifest, name))
 
 
 def _attempt(what: str, look: Callable[[], str]) -> Check:
@@ -100,8 +101,8 @@ def _check_files(folder: Path) -> Iterator[Check]:
         entries = dict(manifest["files"])
     except (ArtifactError, KeyError, TypeError, ValueError):
         return  # said already
-    for name, entry in entries.items():
-        yield _attempt(name, lambda name=name, entry=entry: _check_sum(folder, name, entry))  # type: ignore[misc]
+    for name in entries:
+        yield _attempt(name, lambda name=name: check_sum(folder, manifest, name))  # type: ignore[misc]
     if (folder / artifacts.LOG).exists():
         yield _attempt(artifacts.LOG, lambda: _check_log(folder))
     known = {*entries, artifacts.MANIFEST, artifacts.LOG}
@@ -129,11 +130,33 @@ def _check_text(path: Path, value: Any) -> None:
         raise ArtifactError(f"{path}: changed after it was written")
 
 
-def _check_sum(folder: Path, name: str, entry: Any) -> str:
+def check_sum(folder: Path, manifest: dict[str, Any], name: str) -> str:
+    """Compare the file *name* with the hash in the manifest; how it was compared.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, of another size, or not that which was written.
+    """
+    entry = manifest["files"][name]
     artifacts.check_size(folder, name, entry)
-    if artifacts.sha256_file(folder / name) != entry.get("sha256"):
+    if "blocks_sha256" in entry:
+        same, how = _hash_blocks(folder, manifest, name) == entry["blocks_sha256"], " of all blocks"
+    else:
+        same, how = artifacts.sha256_file(folder / name) == entry.get("sha256"), ""
+    if not same:
         raise ArtifactError(f"{folder / name}: its bytes are no longer those that were written")
-    return f"{entry['bytes']:,} bytes, SHA-256 agrees"
+    return f"{entry['bytes']:,} bytes, SHA-256{how} agrees"
+
+
+def _hash_blocks(folder: Path, manifest: dict[str, Any], name: str) -> str:
+    check_kinds(folder / artifacts.MANIFEST, manifest)
+    rows, block_rows = manifest["counts"]["rows"], manifest["files"][name].get("block_rows")
+    if type(block_rows) is not int or block_rows < 1:
+        raise ArtifactError(f"{folder / artifacts.MANIFEST}: {name} has {block_rows!r} block_rows")
+    features = activations.by_file(activations.features_of(manifest)).get(name, [])
+    dtype = StorageDtype(manifest["storage_dtype"])
+    return activations.hash_layer(folder / name, features, rows, dtype, block_rows)
 
 
 def _check_content(folder: Path, manifest: dict[str, Any], config: VerifyConfig) -> Iterator[Check]:
