@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spin_cli.backbone.batching import Encoded, Part, plan_for
+from spin_cli.backbone.fetching import Fetched, taking_turns
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.reading import Check, Wanted, read, unchecked
 from spin_cli.backbone.replicas import models_of, run_on
@@ -29,8 +30,6 @@ Later = Callable[[Task], None]
 """Calls what it is given, at once or on another thread, in the order in which it was given."""
 STORED_AT_ONCE = ("cpu",)
 """Devices that do not go on while a vector is copied and stored."""
-FETCHED_BYTES = 64 * 2**20
-"""Vectors on a GPU of more bytes than this are copied from it, and freed there."""
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -149,7 +148,8 @@ def _read_all(
         stores: list[Task] = []
         rows, parts = [items[number][0] for number in batch], [items[number][1] for number in batch]
         own = replace(out, later=stores.append, check=check)
-        _read(replace(backbone, model=model), rows, parts, wanted, own)
+        with taking_turns(backbone):
+            _read(replace(backbone, model=model), rows, parts, wanted, own)
         return stores
 
     with run_on(models_of(backbone, len(batches)), run, batches) as results:
@@ -255,64 +255,29 @@ def _run(
 
     What becomes known is stored at once, for small tensors that wait between the large ones of the
     forward pass break up memory. They do wait where a row may not come again, and on a GPU, which
-    goes on while the processor stores them: many come from it in one copy, for its next layer waits
-    for every copy.
+    goes on while the processor stores them.
     """
     keys: list[Key] = []
-    there: list[torch.Tensor] = []
-    here: list[torch.Tensor] = []
-    held = 0
-    device = backbone.device
-    wait = out.once or device.type not in STORED_AT_ONCE
-    # Of several GPUs only the first one is waited for; Apple's would not be.
-    together = device.type == "cuda" and backbone.options.device_map is None
-
-    def take() -> None:
-        nonlocal held
-        here.extend(fetch(there) if together else (vectors.cpu() for vectors in there))
-        there.clear()
-        held = 0
+    fetched = Fetched(backbone)
+    wait = out.once or backbone.device.type not in STORED_AT_ONCE
 
     def keep(layer: str, site: Site, pooling: Pooling, vectors: torch.Tensor) -> None:
-        nonlocal held
         vectors = vectors.to(STORED[out.dtype])
         if wait:
             keys.append((layer, site, pooling))
-            there.append(vectors)
-            held += vectors.nbytes
-            if not together or held > FETCHED_BYTES:
-                take()
+            fetched.add(vectors)
         else:
             out.store(layer, site, pooling, rows, bits(vectors.cpu()))
 
     spans = [(part.start, part.stop) for part in parts]
     read(backbone, [part.ids for part in parts], wanted, keep, spans=spans, check=out.check)
-    take()
-    copied = _record(device) if together else None
+    fetched.close()
 
     def store() -> None:
-        if copied is not None:
-            copied.synchronize()
-        for key, vectors in zip(keys, here, strict=True):
+        for key, vectors in zip(keys, fetched.used(), strict=True):  # to the end of both
             out.store(*key, rows, bits(vectors))
 
     return store
-
-
-def fetch(vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors of one device and dtype in main memory; of a GPU's the copy may still be running."""
-    if not vectors:
-        return []
-    flat = torch.cat([each.reshape(-1) for each in vectors]).to("cpu", non_blocking=True)
-    parts = torch.split(flat, [each.numel() for each in vectors])
-    return [part.view(each.shape) for part, each in zip(parts, vectors, strict=True)]
-
-
-def _record(device: torch.device) -> torch.cuda.Event:
-    """What can be waited for: that *device* has done all that it was told so far."""
-    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # keeps no core busy
-    event.record(torch.cuda.current_stream(device))
-    return event
 
 
 def bits(vectors: torch.Tensor) -> NDArray[Any]:
