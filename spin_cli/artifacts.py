@@ -31,6 +31,8 @@ SCHEMA = 1
 """Version of the folder layouts; raised when an older spin could no longer read them."""
 
 LOG = "log.json"
+MAX_NAME = 120
+"""Characters of a file's name that any file system takes."""
 STAGE_OF = {"activations": "extract", "selection": "select", "head": "train"}
 LIBRARIES = ("torch", "transformers", "numpy", "h5py", "safetensors", "tokenizers")
 OPTIONS = {"poolings": "--pooling", "sites": "--site", "model.overlap": "--window-overlap"}
@@ -177,7 +179,7 @@ def _advice(folder: Path, kind: str) -> str:
 
 def check_size(folder: Path, name: str, entry: Any) -> None:
     """Raise `ArtifactError` unless the file *name* is in *folder* with the size in *entry*."""
-    if Path(name).name != name or not isinstance(entry, dict):
+    if Path(name).name != name or len(name) > MAX_NAME or not isinstance(entry, dict):
         raise ArtifactError(f"{folder / MANIFEST}: file entry {name!r} is not valid")
     path = folder / name
     if not path.is_file():

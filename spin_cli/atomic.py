@@ -10,6 +10,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,24 +76,36 @@ def disk_errors(folder: Path, how: str = WITH_O) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a plain `ArtifactError`."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        number = _number_of(error)
         reasons = {
             errno.ENOSPC: "the disk is full",
             errno.EDQUOT: "the disk quota is used up",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "writing is not permitted",
             errno.EPERM: "writing is not permitted",
+            errno.EMFILE: "more files than this process may open (`ulimit -n`) are needed",
         }
-        if error.errno not in reasons:
+        if number not in reasons:
             raise
         raise ArtifactError(
-            f"{folder}: {reasons[error.errno]}; nothing half-written is left under the final name",
+            f"{folder}: {reasons[number]}; nothing half-written is left under the final name",
             hint=(
                 f"Make room (or name another folder {how}) and run the same command again."
-                if error.errno in FULL
+                if number in FULL
+                else "Raise it with `ulimit -n 4096`."
+                if number == errno.EMFILE
                 else f"Name a folder that can be written {how}."
             ),
         ) from error
+
+
+def _number_of(error: OSError | RuntimeError) -> int | None:
+    """The error's ``errno``, which HDF5 may have put into words alone."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"errno = (\d+)", str(error))):
+        number = int(found[1])
+    return number
 
 
 def write_named(path: Path, text: str) -> None:

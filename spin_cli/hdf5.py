@@ -110,6 +110,25 @@ def dataset(file: Any, name: str, shape: Sequence[int | range], kind: str | np.d
     return found
 
 
+def plain_dataset(file: Any, name: str, shape: tuple[int, int], kind: np.dtype[Any]) -> Any:
+    """As `dataset`; in the file itself its rows have to be, whole and as they are in memory.
+
+    Raises
+    ------
+    ArtifactError
+        As `dataset`; or there is a filter, or no chunks of whole rows.
+    """
+    found = dataset(file, name, shape, kind)
+    whole = found.chunks is not None and found.chunks[1] == shape[1]
+    if not whole or found.id.get_create_plist().get_nfilters():
+        raise ArtifactError(
+            f"{file.filename}: {name} is not in chunks of whole rows without a filter, so that its"
+            " blocks have no hash",
+            "Give the file's own `sha256` in the manifest.",
+        )
+    return found
+
+
 def read(
     file: Any, name: str, shape: Sequence[int | range], kind: str | np.dtype[Any]
 ) -> NDArray[Any]:

@@ -41,6 +41,16 @@ class Samples:
         return np.flatnonzero(self.splits == split)
 
 
+def samples_bytes(rows: int, classes: Sequence[str], separator: str | None) -> int:
+    """Bytes that ``samples.h5`` may take; exceeded by ids of more than 64 bytes alone.
+
+    HDF5 keeps a string of each row and column in a heap, with 32 bytes beside it.
+    """
+    names = [len(name.encode()) for name in classes]
+    label = max(names) if separator is None else sum(names) + 2 * len(names)
+    return 2**15 + rows * (176 + label)
+
+
 def write_samples(
     path: Path,
     *,

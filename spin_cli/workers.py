@@ -86,8 +86,8 @@ def in_order(waiting: int) -> Iterator[Callable[[Callable[[], None]], None]]:
     """A function that has tasks called on one thread, in the order in which they are given.
 
     What a task raises is raised by a later call or at the end, and no task is called after it; it
-    comes before what the body raises, but for an interrupt. Tasks given before the body ended so
-    are still called.
+    comes before what the body raises. Tasks given before the body ended so are still called; but an
+    interrupt waits for none (see `pool_of`).
 
     Parameters
     ----------
@@ -113,11 +113,16 @@ def in_order(waiting: int) -> Iterator[Callable[[Callable[[], None]], None]]:
         left.append(pool.submit(call, task))
         wait(waiting)
 
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            yield give
-            wait(0)
-        except Exception as error:
-            if failures and failures[0] is not error:
-                raise failures[0] from error
-            raise
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield give
+        wait(0)
+    except Exception as error:
+        pool.shutdown()
+        if failures and failures[0] is not error:
+            raise failures[0] from error
+        raise
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()

@@ -37,7 +37,7 @@ from spin_cli.choices import Long, Pooling, Site, StorageDtype
 from spin_cli.config import MAX_OVERLAP, ModelConfig
 from spin_cli.errors import ArtifactError, ModelError, SpinError, UsageError
 from spin_cli.extraction import planning
-from spin_cli.extraction.windows import settle_overflow
+from spin_cli.extraction.windows import settle_overflow, write_at
 from spin_cli.verification import verify
 from tests import small_windows
 from tests.helpers import write_csv
@@ -101,6 +101,88 @@ def test_a_window_that_could_not_be_written_is_not_noted(data, straight, tmp_pat
     windows = np.fromfile(atomic.partial_folder(folder) / "windows.bin", np.uint8)
     assert windows.nonzero()[0].tolist() == [0]
     assert not folder.exists()
+    small_windows.run_loaded(data, folder)
+    assert_same(straight, folder)
+
+
+def test_an_interrupt_does_not_wait_for_files_that_another_thread_makes(
+    data, straight, tmp_path, monkeypatch
+):
+    """As on a GPU, which makes them beside the first window; some disks take minutes."""
+    create, before = activations.create_layer, set(threading.enumerate())
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def slowly(path, *rest):
+        begun.set()
+        assert go_on.wait(60)
+        made.append(path)
+        return create(path, *rest)
+
+    def interrupt(*_args):
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction.stage, "_storing", lambda _plan: workers.in_order(waiting=2))
+        patch.setattr(extraction.partial, "FILES_AT_ONCE", 1)
+        patch.setattr(activations, "create_layer", slowly)
+        patch.setattr(extraction.stage, "compute_window", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            small_windows.run_loaded(data, tmp_path / "activations")
+        assert not made
+        go_on.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(60)
+        assert len(made) == 1  # the one that was begun, none behind it
+    small_windows.run_loaded(data, tmp_path / "activations")
+    assert_same(straight, tmp_path / "activations")
+
+
+def test_a_window_is_noted_when_all_else_of_it_is(data, tmp_path, monkeypatch):
+    written = []
+
+    def note(path, values, place):
+        written.append(path.name)
+        write_at(path, values, place)
+
+    monkeypatch.setattr(extraction.partial, "write_at", note)
+    small_windows.run_loaded(data, tmp_path / "activations")
+    assert len(written) > 4
+    for start in range(0, len(written), 4):
+        assert set(written[start : start + 3]) == {"lengths.bin", "overflows.bin", "hashes.bin"}
+        assert written[start + 3] == "windows.bin"
+
+
+@pytest.mark.parametrize("name", ["hashes.bin", "lengths.bin", "layer_01.h5"])
+def test_a_run_whose_files_are_gone_is_not_gone_on_with(data, straight, tmp_path, name):
+    folder = tmp_path / "activations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction.stage, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            small_windows.run_loaded(data, folder)
+    (atomic.partial_folder(folder) / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name} is missing") as caught:
+        small_windows.run_loaded(data, folder)
+    assert "--force" in caught.value.hint
+
+
+def test_a_disk_that_is_full_is_told_as_hdf5_words_it(tmp_path):
+    """What it raises where the disk is full when it writes by itself."""
+    said = "Can't flush (slist: errno = 28, error message = 'No space left on device', buf = 0x1)"
+    with pytest.raises(ArtifactError, match="the disk is full"), atomic.disk_errors(tmp_path):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="anything"), atomic.disk_errors(tmp_path):
+        raise RuntimeError("anything else")
+
+
+def test_the_room_of_what_is_written_last_is_claimed_first(data, straight, tmp_path):
+    folder = tmp_path / "activations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction.stage, "work_through", lambda partial, *_: partial.make() or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            small_windows.run_loaded(data, folder)
+    kept = (atomic.partial_folder(folder) / ".samples.tmp").stat().st_blocks * 512
+    assert kept >= (straight / "samples.h5").stat().st_size
     small_windows.run_loaded(data, folder)
     assert_same(straight, folder)
 
@@ -420,6 +502,51 @@ def test_verify_takes_no_word_of_a_stranger_for_blocks(straight, tmp_path, entry
     manifest["checksum"] = artifacts.checksum(manifest)
     atomic.write_json(copy / "manifest.json", manifest)
     assert [check.what for check in verify(copy, rows=0) if check.ok is False] == ["layer_01.h5"]
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({}, "not in chunks of whole rows without a filter"),
+        ({"chunks": (8, 4)}, "not in chunks of whole rows without a filter"),
+        ({"chunks": (8, 6), "compression": "gzip"}, "not in chunks of whole rows without a filter"),
+        ({"chunks": (8, 6), "shuffle": True}, "not in chunks of whole rows without a filter"),
+        ({"chunks": (8, 6)}, None),
+        ({"chunks": (8, 6), "maxshape": (None, 6)}, None),
+    ],
+)  # fmt: skip
+def test_a_layer_file_of_another_program_has_the_same_hash_or_is_refused(tmp_path, made, words):
+    values = np.random.default_rng(0).normal(size=(21, 6)).astype(np.float16)
+    feature = activations.Feature("layer_00", Site.HIDDEN, Pooling.MEAN, 6)
+    path = tmp_path / "layer_00.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("hidden/mean", data=values, **made)
+    if words is not None:
+        with pytest.raises(ArtifactError, match=words):
+            activations.hash_layer(path, [feature], 21, StorageDtype.FLOAT16, 5)
+        return
+    found = activations.hash_layer(path, [feature], 21, StorageDtype.FLOAT16, 5)
+    whole = path.read_bytes()
+    beside = whole
+    for start in range(0, 21, 8):
+        rows = values[start : start + 8].tobytes()
+        assert beside.count(rows) == 1
+        beside = beside.replace(rows, b"")
+    hashes = [activations.hash_block(values[start : start + 5]) for start in range(0, 21, 5)]
+    assert found == activations.join_hashes(hashes, hashlib.sha256(beside).digest())
+
+
+@pytest.mark.parametrize(
+    "files", [[["layer_01.h5", {}]], ["ab"], None, 3, True, {"x" * 300: {"bytes": 1}}], ids=str
+)  # fmt: skip
+def test_verify_of_a_manifest_of_anything_is_an_error(spin, straight, tmp_path, files):
+    copy = shutil.copytree(straight, tmp_path / "activations")
+    for manifest in ({"files": files}, files):
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        for path in (copy, copy / "layer_01.h5"):
+            found = spin("verify", path)
+            assert found.code == 4
+            assert "Traceback" not in found.err
 
 
 def test_verify_finds_one_flipped_bit_anywhere(straight, tmp_path):

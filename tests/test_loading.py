@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -450,13 +451,18 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     asked = []
+
+    def empty(_size, device):
+        asked.append(device)
+        return SimpleNamespace(device=torch.device(device))
+
     monkeypatch.setattr(placing.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(placing.torch, "empty", lambda *_a, device: asked.append(str(device)))
+    monkeypatch.setattr(placing.torch, "empty", empty)
     for rank in ("0", "3"):
         for key, value in {"RANK": rank, "WORLD_SIZE": "4", "LOCAL_RANK": rank}.items():
             monkeypatch.setenv(key, value)
         for name in ("auto", "cuda", "cuda:1", "cpu"):
-            placing.choose_device(name)
+            assert str(placing.choose_device(name)) == asked[-1]
     assert asked == ["cuda:0", "cuda:0", "cuda:1", "cpu", "cuda:3", "cuda:3", "cuda:1", "cpu"]
 
 

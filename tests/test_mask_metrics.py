@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from sklearn import metrics as sk
 
 from spin_cli import activations, mask, metrics, pooling
-from spin_cli.backbone import fetching
 from spin_cli.backbone.gathering import STORED, bits
 from spin_cli.choices import Pooling, StorageDtype
 from spin_cli.pooling import find_real, pool
@@ -87,23 +85,6 @@ def test_pooling_of_ragged_texts_equals_a_loop_over_tokens(spans, dtype, transpo
         for way in (found, wider):
             assert torch.equal(way[Pooling.LAST][row], tokens[-1])
             assert torch.equal(way[Pooling.FIRST][row], tokens[0])
-
-
-def test_vectors_come_from_a_device_in_one_copy_into_memory_that_is_used_again():
-    idle = SimpleQueue()
-    vectors = [torch.randn(3, n).to(torch.bfloat16) for n in (5, 1, 8)]
-    found, room = fetching.fetch(vectors, idle)
-    assert all(torch.equal(a, b) for a, b in zip(found, vectors, strict=True))
-    assert {part.untyped_storage().data_ptr() for part in found} == {room.data_ptr()}
-    _, other = fetching.fetch(vectors, idle)  # the first one's is in use
-    assert other.data_ptr() != room.data_ptr()
-    idle.put(room)
-    small = [torch.full((2, 2), 7.0)]
-    assert fetching.fetch(small, idle)[1] is room
-    idle.put(room)
-    (large,), grown = fetching.fetch([torch.full((99, 9), 7.0)], idle)  # there it does not fit
-    assert len(grown) >= 4 * 99 * 9
-    assert torch.equal(large, torch.full((99, 9), 7.0))
 
 
 def test_pooling_hands_on_what_a_text_holds_that_is_no_number():

@@ -16,7 +16,7 @@ from torch import nn
 
 from spin_cli import backbone
 from spin_cli.backbone import Backbone, Encoded
-from spin_cli.backbone.discovery import discover
+from spin_cli.backbone.discovery import discover, keeps_nothing
 from spin_cli.backbone.replicas import models_of, run_on, share_cores
 from spin_cli.choices import Long, Pooling, Site
 from spin_cli.config import ModelConfig
@@ -135,6 +135,32 @@ def test_what_a_module_keeps_of_one_batch_is_not_seen_by_another(cores):
     cores(2)
     assert_same(read(wrapped, texts()), expected)
     assert len(wrapped.copies) == 1
+
+
+def test_a_model_whose_passes_write_into_its_buffers_is_read_batch_by_batch(cores):
+    """Its rotary embedding has other frequencies for long texts than for short ones."""
+    model = build("Phi3", {
+        **LLAMA, "max_position_embeddings": 64, "original_max_position_embeddings": 5,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "factor": 12.8,
+            "original_max_position_embeddings": 5,
+            "short_factor": [1.0] * 4, "long_factor": [40.0] * 4,
+        },
+    })  # fmt: skip
+    short, whole = model.rotary_emb.inv_freq.clone(), torch.ones(1, 9, dtype=torch.long)
+    model(whole)
+    assert not torch.equal(model.rotary_emb.inv_freq, short)
+    assert not keeps_nothing(model)
+    alone, wrapped = wrap(model), wrap(model)
+    alone.copies.append(None)
+    cores(2)
+    assert_same(read(wrapped, texts()), read(alone, texts()))
+    assert wrapped.copies == [None]
+
+
+@pytest.mark.parametrize("name", ["bundled:minilm", "bundled:smollm2"])
+def test_passes_of_the_bundled_models_may_overlap(name):
+    assert keeps_nothing(backbone.load(ModelConfig(name), depth=2).model)
 
 
 def test_a_model_that_cannot_be_copied_is_read_all_the_same(cores):

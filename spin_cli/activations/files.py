@@ -54,7 +54,7 @@ def create_layer(path: Path, features: Sequence[Feature], rows: int, dtype: Stor
     ------
     OSError
         Among others ``ENOSPC``: the space is claimed now, so that a disk which is too small is
-        found before the first batch is run.
+        found at once.
     """
     places = []
     with h5py.File(path, "w", libver=("earliest", "v110")) as file:

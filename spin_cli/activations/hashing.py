@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +38,10 @@ def join_hashes(blocks: Iterable[bytes], beside: bytes) -> str:
     blocks : for one matrix after the other, the hashes of its blocks of rows
     beside : hash of all other bytes of the file, from `create_layer`
     """
-    return hashlib.sha256(b"".join((*blocks, beside))).hexdigest()
+    total = hashlib.sha256()
+    for digest in chain(blocks, (beside,)):
+        total.update(digest)
+    return total.hexdigest()
 
 
 def hash_layer(
@@ -53,11 +57,11 @@ def hash_layer(
     Raises
     ------
     ArtifactError
-        The file cannot be read, or does not hold these matrices in chunks of rows.
+        The file cannot be read, or does not hold these matrices as spin writes them.
     """
     with hdf5.opened(path, AGAIN) as layer, path.open("rb") as file:
         places = [
-            find_place(hdf5.dataset(layer, f.dataset, (rows, f.width), DISK_DTYPES[dtype]))
+            find_place(hdf5.plain_dataset(layer, f.dataset, (rows, f.width), DISK_DTYPES[dtype]))
             for f in features
         ]
         blocks = (

@@ -1,6 +1,7 @@
 """The frozen language model: finding it, loading it, reading its neurons."""
 
 from spin_cli.backbone.batching import Encoded, Part, encode, plan_batches, plan_for, refuse_parts
+from spin_cli.backbone.fetching import release
 from spin_cli.backbone.gathering import (
     FLOAT16_MAX,
     Later,
@@ -36,6 +37,7 @@ __all__ = [
     "read",
     "read_states",
     "refuse_parts",
+    "release",
     "run_states",
     "summarise",
 ]

@@ -64,6 +64,35 @@ def probe_ids(model: nn.Module) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def keeps_nothing(model: nn.Module) -> bool:
+    """Whether a pass leaves all tensors of the modules as they are, so that passes may overlap.
+
+    Some rotary embeddings write their frequencies anew in every pass, as its longest text asks for
+    (longrope), or keep tables of the last one's width: another pass would read half of each. Nor
+    do passes of a model overlap that this trial fails with.
+    """
+    ids = probe_ids(model)
+    try:
+        model(**probe_inputs(model, ids))
+        before = _tensors(model)
+        for other in (ids[:, :-2], torch.cat([ids, ids], 1)):
+            model(**probe_inputs(model, other))
+    except Exception:  # whatever a module raises that cannot take texts of such lengths
+        return False
+    return before == _tensors(model)
+
+
+def _tensors(model: nn.Module) -> list[tuple[int, int | None]]:
+    """Which tensors the modules hold, and how often each was written in place."""
+    return [
+        (id(held), None if held.is_inference() else held._version)
+        for module in model.modules()
+        for held in (*module._buffers.values(), *vars(module).values())
+        if isinstance(held, torch.Tensor)
+    ]
+
+
+@torch.inference_mode()
 def _is_causal(model: nn.Module) -> bool:
     """Change the last token and look whether the first one's output moves."""
     ids = probe_ids(model)

@@ -10,13 +10,18 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import cycle
 from queue import Empty, SimpleQueue
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
+from spin_cli.backbone.discovery import keeps_nothing
 from spin_cli.backbone.loading import Backbone
+from spin_cli.backbone.reading import turn_of
 
 Rooms = SimpleQueue[torch.Tensor]
 """Main memory (uint8) that nothing is copied to at the moment."""
+_pure: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 FETCHED_BYTES = 64 * 2**20
 """Vectors on a GPU are copied from it, and freed there, before they would be of more bytes."""
 
@@ -35,7 +40,7 @@ def taking_turns(backbone: Backbone) -> Iterator[None]:
     one stream does not wait for the other, and pooling, which waits for memory, runs beside matrix
     products, which do not.
     """
-    if not is_one_gpu(backbone):
+    if not _may_overlap(backbone):
         yield
         return
     stream = next(_streams(backbone.device))
@@ -44,10 +49,34 @@ def taking_turns(backbone: Backbone) -> Iterator[None]:
         yield
 
 
+def _may_overlap(backbone: Backbone) -> bool:
+    """Whether no pass can come into the way of another.
+
+    Foreign code and the kernels of quantised checkpoints (but bitsandbytes') may write where the
+    last pass still reads; AMD's matrix products share what they keep for a thread.
+    """
+    model, options = backbone.model, backbone.options
+    if not is_one_gpu(backbone) or torch.version.hip is not None or options.trust_remote_code:
+        return False
+    if getattr(model, "hf_quantizer", None) is not None and options.bits is None:
+        return False
+    with turn_of(model):
+        if model not in _pure:
+            _pure[model] = keeps_nothing(model)
+        return _pure[model]
+
+
 @cache
 def _streams(device: torch.device) -> Iterator[torch.cuda.Stream]:
     """Two, in turn; always the same ones, for freed memory is kept for each."""
     return cycle([torch.cuda.Stream(device) for _ in range(2)])  # type: ignore[no-untyped-call]
+
+
+def release(backbone: Backbone) -> None:
+    """Hand back the memory that is kept for batches to come, once those told are done."""
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize(backbone.device)
+        torch.cuda.empty_cache()
 
 
 class Fetched:

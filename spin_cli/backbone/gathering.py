@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spin_cli.backbone.batching import Encoded, Part, plan_for
-from spin_cli.backbone.fetching import Fetched, taking_turns
+from spin_cli.backbone.fetching import Fetched, release, taking_turns
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.reading import Check, Wanted, read, unchecked
 from spin_cli.backbone.replicas import models_of, run_on
@@ -24,7 +25,8 @@ Key = tuple[str, Site, Pooling]
 Store = Callable[[str, Site, Pooling, Sequence[int], NDArray[Any]], None]
 """Takes (layer, site, pooling, rows, (n, F) values) of every row and key.
 
-Where memory ran out in the middle of a batch, its rows come again, with the same meaning."""
+Values are there during the call alone. Where memory ran out in the middle of a batch, its rows come
+again, with the same meaning."""
 Task = Callable[[], None]
 Later = Callable[[Task], None]
 """Calls what it is given, at once or on another thread, in the order in which it was given."""
@@ -148,7 +150,8 @@ def _read_all(
         stores: list[Task] = []
         rows, parts = [items[number][0] for number in batch], [items[number][1] for number in batch]
         own = replace(out, later=stores.append, check=check)
-        with taking_turns(backbone):
+        # What is stored at once is waited for: nothing would run beside it.
+        with nullcontext() if out.later is at_once else taking_turns(backbone):
             _read(replace(backbone, model=model), rows, parts, wanted, own)
         return stores
 
@@ -221,31 +224,39 @@ def _read(
     backbone: Backbone, rows: Sequence[int], parts: Sequence[Part], wanted: Wanted, out: _Out
 ) -> None:
     """Read one batch, or its halves where it does not fit into memory."""
-    try:
-        store = _run(backbone, rows, parts, wanted, out)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(parts) == 1:
-            raise ModelError(
-                f"row {rows[0]} of its window: {len(parts[0].ids)} tokens do not fit into the"
-                f" memory of {backbone.device}",
-                "Give a smaller --max-length, or another --dtype or --device.",
-            ) from error
-    else:
-        out.later(store)
+    if _stored(backbone, rows, parts, wanted, out):
         return
+    release(backbone)
+    if len(parts) == 1:  # what other batches left behind may have been in the way
+        if _stored(backbone, rows, parts, wanted, out):
+            return
+        raise ModelError(
+            f"row {rows[0]} of its window: {len(parts[0].ids)} tokens do not fit into the memory of"
+            f" {backbone.device}",
+            "Give a smaller --max-length, or another --dtype or --device.",
+        )
     warnings.warn(
         f"{len(rows)} texts at once did not fit into the memory of {backbone.device}: halved."
         " A smaller --batch-tokens avoids the detour",
         MemoryWarning,
         stacklevel=2,
     )
-    if backbone.device.type == "cuda":
-        torch.cuda.empty_cache()
     middle = len(rows) // 2
     for half in (slice(middle), slice(middle, None)):
         _read(backbone, rows[half], parts[half], wanted, out)
+
+
+def _stored(
+    backbone: Backbone, rows: Sequence[int], parts: Sequence[Part], wanted: Wanted, out: _Out
+) -> bool:
+    """Run one batch and have it stored; False where the device has not enough memory."""
+    try:
+        out.later(_run(backbone, rows, parts, wanted, out))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _run(

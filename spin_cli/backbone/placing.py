@@ -42,12 +42,10 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and ranks.size > 1:
         name = f"cuda:{ranks.local_rank}"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=name).device  # with its number, where there may be several
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"--device {name}: not usable here ({reason})") from error
-    return device
 
 
 def choose_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from spin_cli.backbone.discovery import probe_ids
+from spin_cli.backbone.discovery import keeps_nothing, probe_ids
 from spin_cli.backbone.loading import Backbone
 from spin_cli.backbone.placing import is_placed
 from spin_cli.backbone.reading import Check, read_states, turn_of
@@ -70,11 +70,16 @@ def _threads() -> int:
 
 
 def _replicate(backbone: Backbone) -> nn.Module | None:
-    """A copy of the modules that shares parameters and buffers; None where that does not work."""
+    """A copy of the modules that shares parameters and buffers; None where that does not work.
+
+    Nor does it where a pass writes into buffers.
+    """
     model = backbone.model
     shared: dict[int, Any] = {id(it): it for it in (*model.parameters(), *model.buffers())}
     try:
         with turn_of(model):  # hooks of a pass would be copied too, and stay
+            if not keeps_nothing(model):
+                return None
             replica = copy.deepcopy(model, shared)
         pairs = zip(_trial(backbone), _trial(replace(backbone, model=replica)), strict=True)
         same = all(torch.equal(one, other) for one, other in pairs)

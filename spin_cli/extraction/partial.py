@@ -9,7 +9,8 @@ manifest is written; from then on it stands for the notes, which go before the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from spin_cli.activations import Feature, RowWriter, by_file
 from spin_cli.errors import ArtifactError
 from spin_cli.extraction.planning import Plan
 from spin_cli.extraction.windows import settle_overflow, write_at
+from spin_cli.samples import samples_bytes
 
 REQUEST, WINDOWS, LENGTHS = "request.json", "windows.bin", "lengths.bin"
 OVERFLOWS, HASHES = "overflows.bin", "hashes.bin"
 NOTES = (LENGTHS, WINDOWS, OVERFLOWS, HASHES, REQUEST)
+RESERVED = ".samples.tmp"
+"""Claims the room of what is written at the end: HDF5 may crash on a disk that is full."""
 HASH_BYTES = 32
 FILES_AT_ONCE = 8
 """Layer files that are made, and matrices that are written, side by side."""
@@ -71,11 +75,13 @@ class Partial:
             )
         return values
 
-    def make(self) -> None:
+    def make(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Make the files, unless an interrupted run has made them.
 
         Raises
         ------
+        InterruptedError
+            It was *given_up*.
         OSError
             Among others ``ENOSPC``: all space is claimed here.
         """
@@ -84,6 +90,8 @@ class Partial:
         plan, rows, windows = self.plan, len(self.plan.dataset), len(self.plan.windows)
 
         def create(mine: list[Feature]) -> bytes:
+            if given_up():
+                raise InterruptedError
             return activations.create_layer(
                 self.folder / mine[0].file, mine, rows, plan.storage_dtype
             )
@@ -97,6 +105,10 @@ class Partial:
             bytes(windows * len(plan.features) * HASH_BYTES) + b"".join(beside)
         )
         np.zeros(windows, np.uint8).tofile(self.folder / WINDOWS)
+        with (self.folder / RESERVED).open("wb") as file:
+            classes, separator = plan.dataset.classes, plan.config.data.label_separator
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, samples_bytes(rows, classes, separator))
         for name in (LENGTHS, OVERFLOWS, HASHES, WINDOWS):
             atomic.sync(self.folder / name)
         # Last: its presence means that all is in place.
@@ -181,14 +193,23 @@ def prepare(plan: Plan, folder: Path, *, force: bool) -> Partial:
     Raises
     ------
     ArtifactError
-        The run was begun with other options, data, model or versions; they are named.
+        The run was begun with other options, data, model or versions; they are named. Or some of
+        its files are gone.
     """
+    partial = Partial(folder, plan)
     if not force and (begun := request_of(folder)) is not None:
         refuse_other(folder, begun, artifacts.to_plain(plan.request))
-        return Partial(folder, plan)
+        files = by_file(plan.features) if partial.whole else (*by_file(plan.features), *NOTES)
+        if missing := [name for name in files if not (folder / name).is_file()]:
+            raise ArtifactError(
+                f"{folder}: {missing[0]} is missing", "Give --force to start again."
+            )
+        return partial
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (REQUEST, artifacts.MANIFEST):  # first: they say that the others are there
+        (folder / name).unlink(missing_ok=True)
     atomic.clear(folder)
-    return Partial(folder, plan)
+    return partial
 
 
 def join(plan: Plan, folder: Path) -> Partial:

@@ -11,6 +11,7 @@ do the bytes: not on kills, and not on how many processes share the windows.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -115,6 +116,7 @@ def work_through(partial: Partial, windows: Sequence[int], progress: Progress) -
                 read = int(np.abs(lengths).sum())
                 tokens, done = tokens + read, done + len(encoded)
                 tidy(read)
+    backbone.release(plan.model)
     progress("extract", total, total)
     return tokens
 
@@ -138,13 +140,14 @@ def _writing(
     """
     opened: list[RowWriter] = []
     synced: list[Future[None]] = []
+    interrupted = threading.Event()
     count = min(workers.worker_count(0), FILES_AT_ONCE)
     with (
         ExitStack() as files, ThreadPoolExecutor(count) as writers, ThreadPoolExecutor(1) as syncer
     ):  # fmt: skip
 
         def begin() -> None:
-            partial.make()
+            partial.make(interrupted.is_set)
             opened.append(files.enter_context(RowWriter(partial.folder, partial.plan.features)))
 
         def write(window: int, blocks: Blocks, lengths: NDArray[np.int32]) -> None:
@@ -155,7 +158,11 @@ def _writing(
                 synced.pop().result()
             synced.append(syncer.submit(partial.note, writer, window, lengths, stored))
 
-        yield begin, write
+        try:
+            yield begin, write
+        except BaseException:
+            interrupted.set()
+            raise
         while synced:
             synced.pop().result()
 
@@ -239,6 +246,8 @@ def complete(partial: Partial, log: dict[str, Any]) -> None:
         )
     plan.dataset.check_unchanged()
     lengths, overflows = partial.lengths(), partial.overflows()
+    for path in folder.glob(".*.tmp"):  # the room kept, and what a kill left of a small file
+        path.unlink()
     write_samples(
         folder / SAMPLES,
         ids=(row.id for row in plan.dataset.rows()),
@@ -249,8 +258,6 @@ def complete(partial: Partial, log: dict[str, Any]) -> None:
         n_tokens=np.abs(lengths),
         truncated=lengths < 0,
     )
-    for path in folder.glob(".*.tmp"):  # left by a kill in the middle of a small file
-        path.unlink()
     seen = [artifacts.seen_from(folder, source.path) for source in plan.dataset.sources]
     artifacts.write_log(folder, log | {"data": seen})
     content = _content(plan, lengths, overflows)

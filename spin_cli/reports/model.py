@@ -140,7 +140,7 @@ def measure_speed(model: Backbone, texts: Sequence[str]) -> Speed:
     passes = [_one_pass(model, ids) for _ in range(REPEATS)]
     medians = {layer: statistics.median(p[layer] for p in passes) for layer in passes[0]}
     each = {layer: 1000 * seconds / count for layer, seconds in medians.items()}
-    return Speed(each, count, str(model.device))
+    return Speed(each, count, model.device.type)
 
 
 def _one_pass(model: Backbone, ids: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -80,10 +80,18 @@ def _check_file(path: Path) -> Check:
         return _attempt(name, lambda: _check_manifest(folder))
     if name == artifacts.LOG:
         return _attempt(name, lambda: _check_log(folder))
-    manifest = artifacts.read_json(folder / artifacts.MANIFEST)
-    if name not in manifest.get("files", {}):
+    manifest = _manifest_of(folder)
+    if name not in manifest["files"]:
         return Check(name, False, f"not of the artifact in {folder}")
     return _attempt(name, lambda: check_sum(folder, manifest, name))
+
+
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    """A manifest that lists files; `ArtifactError` where it is none, whatever else may be wrong."""
+    manifest: dict[str, Any] = artifacts.read_json(folder / artifacts.MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{folder / artifacts.MANIFEST}: not a manifest of spin")
+    return manifest
 
 
 def _attempt(what: str, look: Callable[[], str]) -> Check:
@@ -97,15 +105,14 @@ def _check_files(folder: Path) -> Iterator[Check]:
     """Whatever a flipped bit can hit."""
     yield _attempt(artifacts.MANIFEST, lambda: _check_manifest(folder))
     try:
-        manifest = artifacts.read_json(folder / artifacts.MANIFEST)
-        entries = dict(manifest["files"])
-    except (ArtifactError, KeyError, TypeError, ValueError):
+        manifest = _manifest_of(folder)
+    except ArtifactError:
         return  # said already
-    for name in entries:
+    for name in manifest["files"]:
         yield _attempt(name, lambda name=name: check_sum(folder, manifest, name))  # type: ignore[misc]
     if (folder / artifacts.LOG).exists():
         yield _attempt(artifacts.LOG, lambda: _check_log(folder))
-    known = {*entries, artifacts.MANIFEST, artifacts.LOG}
+    known = {*manifest["files"], artifacts.MANIFEST, artifacts.LOG}
     if strangers := sorted(path.name for path in folder.iterdir() if path.name not in known):
         yield Check("other files", False, f"not of this artifact: {', '.join(strangers[:5])}")
 
