@@ -13,8 +13,9 @@ from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The workers of xdist share the cores: more threads than cores only wait for each other. And with
-# one thread everywhere, what is computed here is to the byte what child processes compute.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# one thread everywhere, what is computed here is to the byte what child processes compute; with
+# several, those forked from a process that has loaded a model would hang.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from tests.helpers import MODEL, Result, Spin, run_here, run_quietly, write_data
 
