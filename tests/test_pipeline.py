@@ -82,6 +82,8 @@ def test_damage_of_each_kind_is_found(spin, run_copy):
     head.write_bytes(content)
     assert states(spin, run_copy, code=0)["head"][0] == "fresh"  # sizes alone do not tell
     assert states(spin, run_copy, "--checksums")["head"][0] == "corrupt"
+    told = spin("status", run_copy, "--checksums")
+    assert (told.out + told.err).rstrip().endswith("spin.toml --force")
     (run_copy / "selection/masks.h5").unlink()
     assert states(spin, run_copy)["selection"][0] == "corrupt"
     shutil.rmtree(run_copy / "activations")

@@ -199,7 +199,9 @@ def status(
     else:
         show_states(folder, states)
         if not fresh:
-            say(f"next: spin run {folder / 'spin.toml' if where != str(folder) else '…'}")
+            corrupt = any(state.standing is pipeline.Standing.CORRUPT for state in states)
+            recipe = folder / "spin.toml" if where != str(folder) else "…"
+            say(f"next: spin run {recipe}{' --force' if corrupt else ''}")
     if not fresh:
         raise typer.Exit(4)
 

@@ -233,6 +233,8 @@ def join(plan: Plan, folder: Path) -> Partial:
 def refuse_other(folder: Path, begun: dict[str, Any], request: dict[str, Any]) -> None:
     """Raise `ArtifactError` unless the run in *folder* was *begun* with the same *request*."""
     if differing := artifacts.changes(begun, request):
+        # What was asked for is why the rest is another.
+        differing = tuple(sorted(differing, key=lambda it: not it.field.startswith("options.")))
         raise ArtifactError(
             f"{folder}: begun with another {'; '.join(map(str, differing[:5]))}",
             "Give the options of that run to resume it, or --force to start again.",
