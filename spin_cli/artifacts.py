@@ -33,6 +33,7 @@ SCHEMA = 1
 LOG = "log.json"
 MAX_NAME = 120
 """Characters of a file's name that any file system takes."""
+EXTRACT_AGAIN = "Make the activations again: spin extract … --force"
 STAGE_OF = {"activations": "extract", "selection": "select", "head": "train"}
 LIBRARIES = ("torch", "transformers", "numpy", "h5py", "safetensors", "tokenizers")
 OPTIONS = {"poolings": "--pooling", "sites": "--site", "model.overlap": "--window-overlap"}
@@ -148,9 +149,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise ArtifactError(f"{folder}: no such folder", hint=command)
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{folder}: no {MANIFEST} in it, so not an artifact of spin", command)
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{folder / MANIFEST}: not a manifest of spin")
+    manifest = read_listing(folder)
     if manifest.get("schema") != SCHEMA:
         raise ArtifactError(
             f"{folder}: written in format {manifest.get('schema')!r}, this spin reads {SCHEMA}",
@@ -163,6 +162,14 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     check_kinds(folder / MANIFEST, manifest)
     for name, entry in manifest["files"].items():
         check_size(folder, name, entry)
+    return manifest
+
+
+def read_listing(folder: Path) -> dict[str, Any]:
+    """A manifest that lists files, whatever else may be wrong; `ArtifactError` where it is none."""
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{folder / MANIFEST}: not a manifest of spin")
     return manifest
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spin_cli.errors import ArtifactError
 from spin_cli.fields import MANIFEST, to_plain
@@ -106,6 +106,18 @@ def _number_of(error: OSError | RuntimeError) -> int | None:
     if number is None and (found := re.search(r"errno = (\d+)", str(error))):
         number = int(found[1])
     return number
+
+
+def claim(file: BinaryIO, size: int) -> None:
+    """Have the disk keep *size* bytes for an open file, where the system knows how to.
+
+    Raises
+    ------
+    OSError
+        Among others ``ENOSPC``.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def write_named(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_cli import hdf5
+from spin_cli.artifacts import EXTRACT_AGAIN
 from spin_cli.config import MAX_CLASSES, SPLITS
 from spin_cli.errors import ArtifactError
 
@@ -101,7 +102,7 @@ def _label_text(
 def read_samples(folder: Path) -> Samples:
     """Read ``samples.h5``; `ArtifactError` where it is not what spin writes."""
     path = folder / SAMPLES
-    with hdf5.opened(path, "Make the activations again: spin extract … --force") as file:
+    with hdf5.opened(path, EXTRACT_AGAIN) as file:
         rows = hdf5.dataset(file, "label", [hdf5.ANY], hdf5.TEXT).shape
         ids, labels, splits = (
             hdf5.dataset(file, name, rows, hdf5.TEXT) for name in ("id", "label", "split")

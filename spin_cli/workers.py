@@ -113,16 +113,12 @@ def in_order(waiting: int) -> Iterator[Callable[[Callable[[], None]], None]]:
         left.append(pool.submit(call, task))
         wait(waiting)
 
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield give
-        wait(0)
-    except Exception as error:
-        pool.shutdown()
-        if failures and failures[0] is not error:
-            raise failures[0] from error
-        raise
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    with pool_of(1) as pool:
+        try:
+            yield give
+            wait(0)
+        except Exception as error:
+            pool.shutdown()  # all that was given is called first
+            if failures and failures[0] is not error:
+                raise failures[0] from error
+            raise

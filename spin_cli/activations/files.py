@@ -18,10 +18,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_cli import hdf5
+from spin_cli import atomic, hdf5
 from spin_cli.activations.features import DISK_DTYPES, Feature, by_file, from_disk
-from spin_cli.activations.hashing import AGAIN, hash_beside
+from spin_cli.activations.hashing import hash_beside
 from spin_cli.activations.places import Place, find_place
+from spin_cli.artifacts import EXTRACT_AGAIN
 from spin_cli.choices import StorageDtype
 from spin_cli.errors import ArtifactError
 
@@ -82,8 +83,7 @@ def create_layer(path: Path, features: Sequence[Feature], rows: int, dtype: Stor
             dataset.attrs["dtype"] = dtype.value
             places.append(find_place(dataset))
     with path.open("r+b") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        atomic.claim(file, os.fstat(file.fileno()).st_size)
         os.fsync(file.fileno())
         return hash_beside(file, rows, places)
 
@@ -148,7 +148,7 @@ def read_matrix(
     """
     path = folder / feature.file
     shape = range(start + rows, hdf5.ANY.stop), feature.width
-    with hdf5.opened(path, AGAIN) as file:
+    with hdf5.opened(path, EXTRACT_AGAIN) as file:
         dataset = hdf5.dataset(file, feature.dataset, shape, DISK_DTYPES[dtype])
         values = from_disk(dataset[start : start + rows], dtype)
     # A sum is NaN or infinite if a member is, and needs no array of flags.

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from spin_cli import hdf5
 from spin_cli.activations.features import DISK_DTYPES, Feature
 from spin_cli.activations.places import Piece, Place, find_place
+from spin_cli.artifacts import EXTRACT_AGAIN
 from spin_cli.choices import StorageDtype
 
-AGAIN = "Make the activations again: spin extract … --force"
 HASHED_AT_ONCE = 2**20
 
 
@@ -59,7 +59,7 @@ def hash_layer(
     ArtifactError
         The file cannot be read, or does not hold these matrices as spin writes them.
     """
-    with hdf5.opened(path, AGAIN) as layer, path.open("rb") as file:
+    with hdf5.opened(path, EXTRACT_AGAIN) as layer, path.open("rb") as file:
         places = [
             find_place(hdf5.plain_dataset(layer, f.dataset, (rows, f.width), DISK_DTYPES[dtype]))
             for f in features

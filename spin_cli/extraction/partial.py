@@ -9,7 +9,6 @@ manifest is written; from then on it stands for the notes, which go before the f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +46,16 @@ class Partial:
         """Whether all is written, so that only the notes are to go and the final name to come."""
         return (self.folder / artifacts.MANIFEST).exists()
 
+    @property
+    def made(self) -> bool:
+        """Whether all files are in place, see `make`."""
+        return self.whole or (self.folder / REQUEST).is_file()
+
     def pending(self) -> list[int]:
         """Numbers of the windows that are still to do."""
         if self.whole:
             return []
-        if request_of(self.folder) is None:  # see `make`
+        if not self.made:
             return list(range(len(self.plan.windows)))
         done = self._read(WINDOWS, np.uint8, len(self.plan.windows))
         return [int(index) for index in np.flatnonzero(done == 0)]
@@ -85,7 +89,7 @@ class Partial:
         OSError
             Among others ``ENOSPC``: all space is claimed here.
         """
-        if request_of(self.folder) is not None:
+        if self.made:
             return
         plan, rows, windows = self.plan, len(self.plan.dataset), len(self.plan.windows)
 
@@ -107,8 +111,7 @@ class Partial:
         np.zeros(windows, np.uint8).tofile(self.folder / WINDOWS)
         with (self.folder / RESERVED).open("wb") as file:
             classes, separator = plan.dataset.classes, plan.config.data.label_separator
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, samples_bytes(rows, classes, separator))
+            atomic.claim(file, samples_bytes(rows, classes, separator))
         for name in (LENGTHS, OVERFLOWS, HASHES, WINDOWS):
             atomic.sync(self.folder / name)
         # Last: its presence means that all is in place.

@@ -80,18 +80,10 @@ def _check_file(path: Path) -> Check:
         return _attempt(name, lambda: _check_manifest(folder))
     if name == artifacts.LOG:
         return _attempt(name, lambda: _check_log(folder))
-    manifest = _manifest_of(folder)
+    manifest = artifacts.read_listing(folder)
     if name not in manifest["files"]:
         return Check(name, False, f"not of the artifact in {folder}")
     return _attempt(name, lambda: check_sum(folder, manifest, name))
-
-
-def _manifest_of(folder: Path) -> dict[str, Any]:
-    """A manifest that lists files; `ArtifactError` where it is none, whatever else may be wrong."""
-    manifest: dict[str, Any] = artifacts.read_json(folder / artifacts.MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{folder / artifacts.MANIFEST}: not a manifest of spin")
-    return manifest
 
 
 def _attempt(what: str, look: Callable[[], str]) -> Check:
@@ -105,7 +97,7 @@ def _check_files(folder: Path) -> Iterator[Check]:
     """Whatever a flipped bit can hit."""
     yield _attempt(artifacts.MANIFEST, lambda: _check_manifest(folder))
     try:
-        manifest = _manifest_of(folder)
+        manifest = artifacts.read_listing(folder)
     except ArtifactError:
         return  # said already
     for name in manifest["files"]:
